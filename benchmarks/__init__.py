@@ -1,0 +1,1 @@
+"""Speed, measured through the real flow and beside the peers."""

@@ -1,0 +1,25 @@
+"""Parts of a model that the packed attention and the fused output head do not compute."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def unsupported_parts(config: Mapping[str, Any]) -> list[str]:
+    """Reasons why a model with this `config.json` would be trained wrongly; empty if it is supported."""
+    reasons = []
+    if config.get("final_logit_softcapping") or config.get("logit_scale") or config.get("logits_scaling"):
+        reasons.append("its output logits are capped or scaled")
+    if config.get("attn_logit_softcapping"):
+        reasons.append("its attention logits are capped")
+    if _slides(config):
+        reasons.append("it attends within a sliding window")
+    if config.get("model_type") == "gpt_oss":
+        reasons.append("its attention has sinks")
+    return reasons
+
+
+def _slides(config: Mapping[str, Any]) -> bool:
+    layer_types = config.get("layer_types")
+    if isinstance(layer_types, list) and layer_types:
+        return any(kind != "full_attention" for kind in layer_types)
+    return bool(config.get("sliding_window")) and bool(config.get("use_sliding_window", True))

@@ -1,0 +1,159 @@
+"""The stages of a step as calls to the engines.
+
+The flow process holds this object; samples and weights pass between the engines and never through it.
+"""
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import LocalRayletDiedError, RayActorError, RayError, RaySystemError
+
+from drgrpo.cluster.engines import Engines
+from drgrpo.cluster.runtime import start_ray, stop_ray
+from drgrpo.config import TrainConfig
+from drgrpo.settings import Settings
+from drgrpo.sync_check import logprob_differences
+from drgrpo.tables import TableRef
+
+Metrics = dict[str, float]
+Mode = Literal["greedy", "sampled"]
+
+
+class EngineLost(RuntimeError):
+    """A process of the run died or hung. What it held is on disk, so the run goes on once it is opened again."""
+
+
+class Cluster:
+    """One run's engines; made by `open_run`."""
+
+    def __init__(
+        self, config: TrainConfig, settings: Settings, *, model_path: Path, run_id: str, run_dir: Path, train: bool
+    ) -> None:
+        """Start Ray and every engine; without `train` there is no trainer."""
+        self.config, self._logs = config, run_dir / "logs"
+        start_ray(settings)
+        try:
+            self.engines = Engines(config, settings, model_path, run_id, run_dir)
+            self.data: dict[str, Any] = self.engines.host.call("describe")
+            if train:
+                self.engines.start_trainer()
+            self.engines.wait()
+            if train:
+                self.engines.connect()
+                self._probes = self.engines.host.call("probes")
+        except BaseException as error:
+            stop_ray(self._logs)
+            if isinstance(error, RayActorError) and not error.actor_init_failed:
+                raise EngineLost(f"an engine died while the engines started: {error}") from error
+            raise
+
+    def rollout(self, step: int, policy_version: int) -> tuple[TableRef, Metrics]:
+        """Sample the step's groups from `policy_version` and write their table."""
+        host = self.engines.host
+        started = time.perf_counter()
+        parts = self._generate(host.start("requests", step), host.start("sampling"), policy_version)
+        ray.wait(parts, num_returns=len(parts), fetch_local=False)
+        seconds = time.perf_counter() - started
+        table: TableRef = host.call("write_rollout", step, policy_version, *parts)
+        return table, {"engine_seconds/generate": seconds}
+
+    def score(self, table: TableRef, step: int) -> TableRef:
+        """Grade the step's completions."""
+        scored: TableRef = self.engines.host.call("score", table, step)
+        return scored
+
+    def advantages(self, table: TableRef, step: int) -> tuple[TableRef, Metrics]:
+        """Rewards to advantages, and the step's sample metrics."""
+        result: tuple[TableRef, Metrics] = self.engines.host.call("advantages", table, step)
+        return result
+
+    def demonstrations(self, step: int) -> tuple[TableRef, Metrics]:
+        """The step's table of given completions, and its metrics."""
+        result: tuple[TableRef, Metrics] = self.engines.host.call("demonstrations", step)
+        return result
+
+    def update(self, table: TableRef, step: int) -> Metrics:
+        """The step's optimizer steps."""
+        self._on_samplers("sleep")
+        try:
+            return self._on_ranks("update", table, step)
+        finally:
+            self._on_samplers("wake_up")
+
+    def push(self, policy_version: int) -> Metrics:
+        """Bring the samplers to the trainer's policy and measure how well the two agree on fixed tokens."""
+        metrics = self._on_ranks("push", policy_version)
+        trainer = [rank.start("score", self._probes) for rank in self.engines.ranks]
+        sampler = self.engines.rollout[0].start("score", self._probes)
+        return metrics | logprob_differences(ray.get(trainer)[0], ray.get(sampler))
+
+    def evaluate(self, step: int, policy_version: int) -> TableRef:
+        """Sample and grade the evaluation set; returns its table."""
+        host = self.engines.host
+        modes: list[Mode] = ["greedy", "sampled"] if self.config.evaluation.greedy else ["sampled"]
+        parts = []
+        for mode in modes:
+            sampling = host.start("sampling", mode, evaluation=True)
+            parts += self._generate(host.start("evaluation_requests", mode), sampling, policy_version)
+        table: TableRef = host.call("write_evaluation", step, policy_version, modes, *parts)
+        return table
+
+    def export(self, directory: Path) -> Path:
+        """Write the policy as a Hugging Face directory."""
+        return Path(ray.get([rank.start("export", str(directory)) for rank in self.engines.ranks])[0])
+
+    def save_checkpoint(self, directory: Path, state: dict[str, Any]) -> Metrics:
+        """Copy the training state off the devices; it is written while training goes on."""
+        return self._on_ranks("save_checkpoint", str(directory), state)
+
+    def wait_for_checkpoint(self) -> Metrics:
+        """Until the last checkpoint is whole on disk."""
+        return self._on_ranks("wait_for_checkpoint")
+
+    def load_checkpoint(self, directory: Path) -> dict[str, Any]:
+        """Continue from a checkpoint; returns the state that was saved with it."""
+        states: list[dict[str, Any]] = ray.get(
+            [rank.start("load_checkpoint", str(directory)) for rank in self.engines.ranks]
+        )
+        return states[0]
+
+    def weight_shapes(self) -> dict[str, list[int]]:
+        """Shapes of the policy's weights, which tell a foreign checkpoint."""
+        shapes: dict[str, list[int]] = self.engines.ranks[0].call("weight_shapes")
+        return shapes
+
+    def raise_if_lost(self, error: Exception) -> None:
+        """Raise EngineLost when an engine's death is behind `error`."""
+        if not isinstance(error, RayError):
+            return
+        if isinstance(error, (RaySystemError, LocalRayletDiedError)):
+            raise EngineLost(f"Ray itself died: {error}") from error
+        if lost := self.engines.lost():
+            raise EngineLost(f"{', '.join(lost)} died; what they printed is in {self._logs}") from error
+
+    def close(self) -> None:
+        """Stop every engine and give the devices back."""
+        self.engines.stop()
+        stop_ray(self._logs)
+
+    def _generate(self, requests: Any, sampling: Any, policy_version: int) -> list[Any]:
+        """References to the engines' completions; `requests` and `sampling` are references too."""
+        engines = self.engines.rollout
+        return [
+            engine.start(
+                "generate", requests, sampling, policy_version=policy_version, part=index, num_parts=len(engines)
+            )
+            for index, engine in enumerate(engines)
+        ]
+
+    def _on_samplers(self, method: Literal["sleep", "wake_up"]) -> None:
+        """Free the samplers' device memory for the update, or give it back, where the configuration asks for it."""
+        if self.config.placement.sleep:
+            ray.get([engine.start(method) for engine in self.engines.rollout])
+
+    def _on_ranks(self, method: str, *args: Any) -> Metrics:
+        """Call a collective on every rank; rank 0 speaks for all."""
+        results: list[Metrics] = ray.get([rank.start(method, *args) for rank in self.engines.ranks])
+        return results[0]

@@ -1,0 +1,103 @@
+"""The processes of a run: one Host, the trainer's ranks, the rollout engines. Started together, stopped together."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import RayError
+
+from drgrpo.cluster.process import Process, Remote, RemoteSampler
+from drgrpo.cluster.runtime import engine_environment
+from drgrpo.config import TrainConfig
+from drgrpo.settings import Settings
+
+ROLE_VARIABLE = "DRGRPO_ENGINE"
+"""Environment variable of an engine's process that says which one it is, e.g. `trainer-1`."""
+
+_ANSWER_S = 5.0
+
+
+class Engines:
+    """Handles of a run's processes; Ray is already up."""
+
+    def __init__(self, config: TrainConfig, settings: Settings, model_path: Path, run_id: str, run_dir: Path) -> None:
+        self.config, self.settings, self.model_path = config, settings, model_path
+        self.on_gpu = uses_gpu(settings)
+        self._processes: dict[str, Remote] = {}
+        self.rollout = [
+            self._spawn("drgrpo.rollout.engine.RolloutEngine", "rollout", n, config, model_path, on_gpu=self.on_gpu)
+            for n in range(config.placement.num_rollout_engines)
+        ]
+        self.host = self._spawn("drgrpo.host.Host", "host", 0, config, str(model_path), run_id, str(run_dir))
+        self.ranks: list[Remote] = []
+
+    def start_trainer(self) -> None:
+        """Start the ranks and join them in one process group."""
+        num_ranks = self.config.trainer.num_ranks
+        self.ranks = [
+            self._spawn(
+                "drgrpo.trainer.rank.TrainerRank",
+                "trainer",
+                rank,
+                self.config,
+                str(self.model_path),
+                rank=rank,
+                world_size=num_ranks,
+                on_gpu=self.on_gpu,
+            )
+            for rank in range(num_ranks)
+        ]
+        address, port = self.ranks[0].call("address")
+        ray.get([rank.start("start", address, port) for rank in self.ranks])
+
+    def wait(self) -> None:
+        """Until every engine is built; raises what went wrong in one."""
+        ray.get([engine.start("policy_version") for engine in self.rollout])
+
+    def connect(self) -> None:
+        """Give each rollout engine a rank that pushes to it."""
+        samplers = [RemoteSampler(engine) for engine in self.rollout]
+        padded = [*samplers, *[None] * (len(self.ranks) - len(samplers))]
+        ray.get([rank.start("connect", sampler) for rank, sampler in zip(self.ranks, padded, strict=True)])
+
+    def lost(self) -> list[str]:
+        """Names of the processes that have died, e.g. `trainer-1`; one that is busy or hangs has not."""
+        asked = {remote.ping(): name for name, remote in self._processes.items()}
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+        return sorted(asked[reference] for reference in answered if _is_dead(reference))
+
+    def stop(self) -> None:
+        """End every process at once; what they held is on disk."""
+        for remote in self._processes.values():
+            ray.kill(remote.handle)
+
+    def _spawn(
+        self, target: str, role: Literal["rollout", "trainer", "host"], index: int, *args: Any, **kwargs: Any
+    ) -> Remote:
+        name = f"{role}-{index}"
+        environment = engine_environment(self.settings, self.config, role, on_gpu=self.on_gpu)
+        actor = ray.remote(Process).options(
+            num_cpus=0,
+            num_gpus=0.5 if self.on_gpu and role != "host" else 0,
+            runtime_env={"env_vars": {**environment, ROLE_VARIABLE: name}},
+        )
+        # On a cluster the flow may be on another machine, where its process id means nothing.
+        owner = 0 if self.settings.ray_address else os.getpid()
+        self._processes[name] = Remote(actor.remote(target, owner, self.settings.call_timeout_s, *args, **kwargs))
+        return self._processes[name]
+
+
+def _is_dead(reference: Any) -> bool:
+    try:
+        ray.get(reference)
+    except RayError:
+        return True
+    return False
+
+
+def uses_gpu(settings: Settings) -> bool:
+    """Whether the engines run on GPUs."""
+    if settings.device != "auto":
+        return settings.device == "cuda"
+    return bool(ray.cluster_resources().get("GPU", 0) > 0)

@@ -1,0 +1,120 @@
+"""Ray itself, and the environment of the processes that it starts."""
+
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import ray
+
+from drgrpo.config import TrainConfig
+from drgrpo.settings import Settings
+
+_PROJECT = Path(__file__).parents[2]
+_OBJECT_STORE_BYTES = 512 << 20
+_TEMP_PREFIX = "drgrpo-ray-"
+
+
+def start_ray(settings: Settings) -> None:
+    """Join the cluster at `ray_address`, or start Ray inside this process, bound to loopback."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else every engine runs at niceness 15
+    with _handlers_kept():
+        _init(settings)
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, and would end the process without closing the run."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _init(settings: Settings) -> None:
+    if settings.ray_address:
+        ray.init(address=settings.ray_address, log_to_driver=False)
+        return
+    _remove_leftovers()
+    # Ray asks for a token; without this one it would write its own to the user's home, readable by all.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray.init(
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        object_store_memory=_OBJECT_STORE_BYTES,
+        # Socket paths are limited to 107 bytes, so the directory must be short.
+        _temp_dir=tempfile.mkdtemp(prefix=f"{_TEMP_PREFIX}{os.getpid()}-"),
+        log_to_driver=False,
+    )
+
+
+def stop_ray(logs: Path) -> None:
+    """Leave the cluster, or stop the embedded one; what its engines printed goes to the directory `logs`."""
+    ray.shutdown()
+    for directory in Path(tempfile.gettempdir()).glob(f"{_TEMP_PREFIX}{os.getpid()}-*"):
+        logs.mkdir(parents=True, exist_ok=True)
+        for path in directory.glob("session_2*/logs/worker-*"):
+            shutil.copy2(path, logs / path.name)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_leftovers() -> None:
+    """Remove what runs that were killed left: their processes ended with them, their directories did not."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_TEMP_PREFIX}*-*"):
+        pid = directory.name.removeprefix(_TEMP_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _allocator() -> dict[str, str]:
+    """Ray's own jemalloc, told to keep what it has: glibc gives large tensors back, and faulting them in again at every
+    micro-batch takes a third of an update on CPU."""
+    library = Path(ray.__file__).parent / "core" / "libjemalloc.so"
+    return (
+        {"LD_PRELOAD": str(library), "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"} if library.exists() else {}
+    )
+
+
+def engine_environment(
+    settings: Settings, config: TrainConfig, role: Literal["rollout", "trainer", "host"], *, on_gpu: bool
+) -> dict[str, str]:
+    """Environment variables of one engine process."""
+    cores = settings.num_threads or len(os.sched_getaffinity(0))
+    ranks = config.trainer.num_ranks
+    threads = {"rollout": cores, "trainer": max(1, cores // ranks), "host": 1}[role]
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(_PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "OMP_NUM_THREADS": str(threads),
+        # Engines take turns on the same cores; a thread that spins while it waits slows the others.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+    }
+    if not settings.ray_address:
+        # All engines are on this machine, so none listens to another: vLLM, gloo and NCCL would take its first network.
+        environment |= {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    if role == "rollout":
+        environment |= {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_KVCACHE_SPACE": f"{settings.cpu_kvcache_gib:g}",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
+    if config.trainer.deterministic:
+        environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what torch asks for before cuBLAS is deterministic
+    if not on_gpu:
+        environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", **_allocator()}
+    # What the operator has set for vLLM wins; the thread counts are ours, since every engine has its own share.
+    return environment | {key: os.environ[key] for key in environment if key.startswith("VLLM_") and key in os.environ}

@@ -1,0 +1,54 @@
+"""A rollback: a fork of the run at an earlier checkpoint with a lower learning rate, which takes the run's place."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from drgrpo.checkpoints import find_checkpoints
+from drgrpo.checkpoints.directory import checkpoint_step, looks_whole
+from drgrpo.config import TrainConfig
+from drgrpo.config.overrides import load_config
+from drgrpo.description import check_recipe, read_description, write_description
+from drgrpo.origin import Origin, fork_run
+
+_SUFFIX = re.compile(r"-rollback-(\d+)$")
+
+
+def num_rollbacks(run_id: str) -> int:
+    """Rollbacks that lie behind a run."""
+    found = _SUFFIX.search(run_id)
+    return int(found[1]) if found else 0
+
+
+def roll_back(run_id: str, last_good: int, config: TrainConfig, runs_dir: Path) -> str | None:
+    """Make the run that goes on from the newest checkpoint of at most `last_good` steps; returns its id.
+
+    None when the run has no such checkpoint. A fork that was bad from its first step starts from there once more.
+    """
+    directory, parent = runs_dir / run_id, read_description(runs_dir / run_id)
+    assert parent is not None
+    at_most = max(last_good, parent.first_step)
+    there = [path for path in find_checkpoints(directory / "checkpoints") if looks_whole(path)]
+    steps = [step for step in map(checkpoint_step, there) if step <= at_most]
+    if not steps:
+        return None
+    new_id = f"{_SUFFIX.sub('', run_id)}-rollback-{num_rollbacks(run_id) + 1}"
+    lower = {"optimizer.lr": config.optimizer.lr * config.health.rollback_lr_factor}
+    fork_run(Origin(run_id, steps[0]), new_id, load_config(config, lower), runs_dir)
+    write_description(directory, replace(parent, continued_by=new_id))
+    return new_id
+
+
+def newest_run(run_id: str, config: TrainConfig, runs_dir: Path) -> tuple[str, TrainConfig]:
+    """The run that goes on for `run_id` after its rollbacks, and its configuration; often itself and `config`.
+
+    Raises ConfigError when `config` is not what `run_id` was started with.
+    """
+    while (description := read_description(runs_dir / run_id)) and description.continued_by:
+        check_recipe(description, config)
+        run_id = description.continued_by
+        newer = read_description(runs_dir / run_id)
+        if newer is None:
+            raise FileNotFoundError(f"{runs_dir / run_id} is gone, which went on after a rollback")
+        config = newer.config
+    return run_id, config

@@ -1,0 +1,147 @@
+"""One vLLM engine. It must be the first thing its process does: torch work before it can hang vLLM's fork."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm import LLM, SamplingParams
+
+from drgrpo.config import TrainConfig
+from drgrpo.rollout.sampling import Completion, SampleRequest, Sampling
+
+_CPU_BATCH_TOKENS = 8192
+_EXTENSION = "drgrpo.weight_sync.receiver.WorkerExtension"
+
+
+class RolloutEngine:
+    """Samples completions from the current policy and takes pushes of the next one."""
+
+    def __init__(self, config: TrainConfig, model_path: Path, *, on_gpu: bool) -> None:
+        rollout = config.rollout
+        gpu_options: dict[str, Any] = {
+            "gpu_memory_utilization": rollout.gpu_memory_utilization,
+            "enable_sleep_mode": config.placement.sleep,
+            "compilation_config": {"max_cudagraph_capture_size": min(rollout.max_num_seqs, 1024)},
+        }
+        # vLLM's CPU runner cannot rewind a seeded request whose prompt was cut in two, so prompts are never cut.
+        cpu_options: dict[str, Any] = {
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(_CPU_BATCH_TOKENS, config.max_model_len),
+        }
+        self.llm = LLM(
+            model=str(model_path),
+            dtype=config.model.dtype,
+            trust_remote_code=config.model.trust_remote_code,
+            max_model_len=config.max_model_len,
+            max_num_seqs=rollout.max_num_seqs,
+            enforce_eager=rollout.enforce_eager or not on_gpu,
+            enable_prefix_caching=rollout.prefix_caching,
+            tensor_parallel_size=rollout.tensor_parallel_size,
+            logprobs_mode="processed_logprobs",
+            seed=config.seed,
+            worker_extension_cls=_EXTENSION,
+            weight_transfer_config={"backend": "drgrpo"},
+            disable_log_stats=True,
+            **(gpu_options if on_gpu else cpu_options),
+        )
+
+    def generate(
+        self,
+        requests: Sequence[SampleRequest],
+        sampling: Sampling,
+        *,
+        policy_version: int,
+        part: int = 0,
+        num_parts: int = 1,
+    ) -> list[Completion]:
+        """One completion per request of this engine's part, in order.
+
+        Raises RuntimeError when the engine samples from another policy than `policy_version`.
+        """
+        self._check_version(policy_version)
+        size = -(-len(requests) // num_parts)
+        requests = requests[part * size : (part + 1) * size]
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": request.prompt_ids} for request in requests],
+            [_parameters(sampling, request) for request in requests],
+            use_tqdm=False,
+        )
+        return [_completion(output.outputs[0], sampling.logprobs) for output in outputs]
+
+    def score(self, sequences: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
+        """Logprobs of given (prompt ids, completion ids) at temperature 1, a float per completion token."""
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": prompt + completion} for prompt, completion in sequences],
+            SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False),
+            use_tqdm=False,
+        )
+        return [
+            [
+                entry[token].logprob
+                for token, entry in zip(completion, output.prompt_logprobs[len(prompt) :], strict=True)
+            ]
+            for (prompt, completion), output in zip(sequences, outputs, strict=True)
+        ]
+
+    def policy_version(self) -> int:
+        """The version that every worker of the engine samples from."""
+        versions = set(self.llm.collective_rpc("policy_version"))
+        if len(versions) != 1:
+            raise RuntimeError(f"workers of one engine hold different policies: versions {sorted(versions)}")
+        return int(versions.pop())
+
+    def _check_version(self, expected: int) -> None:
+        if (held := self.policy_version()) != expected:
+            raise RuntimeError(f"the sampler holds policy_version {held}, but {expected} was asked for")
+
+    def open_staging(self, handle: dict[str, Any]) -> None:
+        """Map the trainer's staging buffer."""
+        self.llm.init_weight_transfer_engine({"init_info": {"handle": handle}})
+
+    def start_push(self) -> None:
+        """Begin a push."""
+        self.llm.start_weight_update()
+
+    def load_bucket(self, entries: list[list[Any]], policy_version: int) -> None:
+        """Load the tensors that now lie in the staging buffer."""
+        self.llm.update_weights({"update_info": {"entries": entries, "policy_version": policy_version}})
+
+    def finish_push(self) -> None:
+        """Make the pushed weights current; prefixes cached under the old ones are forgotten."""
+        self.llm.finish_weight_update()
+        self.llm.reset_prefix_cache()
+
+    def sleep(self) -> None:
+        """Free the KV cache's device memory, keeping the weights on the host."""
+        self.llm.sleep(level=1)
+
+    def wake_up(self) -> None:
+        """Take the device memory back."""
+        self.llm.wake_up()
+
+
+def _parameters(sampling: Sampling, request: SampleRequest) -> SamplingParams:
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=request.max_tokens or sampling.max_tokens,
+        seed=request.seed,
+        stop=list(sampling.stop),
+        include_stop_str_in_output=True,
+        ignore_eos=sampling.ignore_eos,
+        logprobs=0 if sampling.logprobs else None,
+        # Text is decoded afterwards in one batch; only stop strings need it token by token.
+        detokenize=bool(sampling.stop),
+        skip_special_tokens=False,
+    )
+
+
+def _completion(output: Any, with_logprobs: bool) -> Completion:
+    token_ids = list(output.token_ids)
+    logprobs = (
+        [entry[token].logprob for token, entry in zip(token_ids, output.logprobs, strict=True)]
+        if with_logprobs
+        else None
+    )
+    return Completion(token_ids, output.finish_reason, logprobs)

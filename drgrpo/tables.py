@@ -1,0 +1,133 @@
+"""Tables on disk: Parquet files with a digest beside them, which stages pass to one another by reference."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+class TableError(ValueError):
+    """A table that cannot be written as asked, or whose bytes on disk are not the ones its reference names."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableRef:
+    """A table by reference: plain strings and integers, so that `dataclasses.asdict` is JSON-able.
+
+    Attributes:
+        path: Absolute path of the Parquet file.
+        sha256: Hex digest of the file's bytes.
+        num_rows: Rows of the table.
+    """
+
+    path: str
+    sha256: str
+    num_rows: int
+
+
+def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> TableRef:
+    """Write `columns` (name to equally long sequences) as one table, atomically and durably.
+
+    Equal columns in equal order give equal bytes. A crash at any point leaves either the whole table or one that
+    `find_table` does not accept, because the manifest `<path>.json` is written after the data and holds their digest.
+
+    Raises:
+        TableError: Columns of different lengths, or none at all.
+    """
+    lengths = {name: len(values) for name, values in columns.items()}
+    if not lengths or len(set(lengths.values())) > 1:
+        raise TableError(f"{path}: a table needs one or more columns of equal length, got {lengths}")
+    return _write(path, pa.table({name: pa.array(values) for name, values in columns.items()}))
+
+
+def read_table(ref: TableRef) -> pa.Table:
+    """Read the table that `ref` names, after checking its bytes.
+
+    Raises:
+        FileNotFoundError: The file is gone.
+        TableError: The file's digest is not the one in `ref`.
+    """
+    digest = _digest(Path(ref.path))
+    if digest != ref.sha256:
+        raise TableError(
+            f"{ref.path}: the table was changed after it was written: sha256 is {digest}, expected {ref.sha256}; "
+            "delete the file to have its stage run again"
+        )
+    return pq.read_table(ref.path, partitioning=None)
+
+
+def find_table(path: Path) -> TableRef | None:
+    """The reference of the table at `path`, or None where it is absent, partial or not what its manifest says."""
+    try:
+        manifest = json.loads(_manifest(path).read_text())
+        ref = TableRef(str(path.absolute()), manifest["sha256"], manifest["num_rows"])
+        return ref if _digest(path) == ref.sha256 else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def add_columns(ref: TableRef, path: Path, columns: Mapping[str, Sequence[Any]]) -> TableRef:
+    """Write the table of `ref` with `columns` (each of `ref.num_rows` values) appended, as a new table at `path`.
+
+    Raises:
+        TableError: A column that exists already or has another length, or `ref` does not verify.
+    """
+    table = read_table(ref)
+    for name, values in columns.items():
+        if name in table.column_names:
+            raise TableError(f"{ref.path}: column {name!r} exists already")
+        if len(values) != table.num_rows:
+            raise TableError(f"{ref.path}: column {name!r} has {len(values)} values for {table.num_rows} rows")
+        table = table.append_column(name, pa.array(values))
+    return _write(path, table)
+
+
+def _write(path: Path, table: pa.Table) -> TableRef:
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = _replace(path, lambda file: pq.write_table(table, file, compression="zstd"))
+    manifest = json.dumps({"sha256": digest, "num_rows": table.num_rows}, sort_keys=True) + "\n"
+    _replace(_manifest(path), lambda file: file.write(manifest.encode()))
+    return TableRef(str(path), digest, table.num_rows)
+
+
+def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> str:
+    """Write a file beside `path`, force it to disk and rename it into place; returns the digest of what was written."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        digest = _digest(Path(name))
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+    return digest
+
+
+def _sync_directory(path: Path) -> None:
+    # The rename itself survives a power cut only once its directory is on disk.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _manifest(path: Path) -> Path:
+    return path.with_name(path.name + ".json")

@@ -1,0 +1,31 @@
+"""Evaluate any model, exported policy or MLflow run on any dataset: the same sampling and grading as in training."""
+
+from typing import Any
+
+from prefect import flow
+
+from drgrpo.config import TrainConfig
+from drgrpo.opening import open_run
+from drgrpo.preflight import checked_config
+from drgrpo.settings import load_settings
+from drgrpo.tracking import policy_path
+from flows.identity import identity
+from tasks.evaluation import evaluate as evaluate_policy
+
+
+@flow(name="drgrpo-evaluate", description="Evaluate a model or a stored policy", validate_parameters=True)
+def evaluate(config: TrainConfig, overrides: dict[str, Any] | None = None, mlflow_run_id: str = "") -> dict[str, float]:
+    """Evaluate a policy.
+
+    Args:
+        config: The configuration; `model`, `data` and `evaluation` say what is evaluated and on what.
+        overrides: Dotted path to value, for example `{"model.path": "smollm2", "evaluation.num_problems": 64}`.
+        mlflow_run_id: Evaluate the policy that this training run recorded in MLflow, instead of `model.path`.
+    """
+    settings = load_settings()
+    overrides = dict(overrides or {})
+    if mlflow_run_id:
+        overrides["model.path"] = str(policy_path(mlflow_run_id, settings.mlflow_tracking_uri))
+    config = checked_config(config, overrides, settings)
+    with open_run(config, settings, train=False, **identity()) as run:
+        return evaluate_policy(run, step=0)

@@ -1,0 +1,56 @@
+"""The stages of an iteration as Prefect tasks: one library call each, timed and recorded.
+
+A stage that writes a table may be retried and is skipped when its table is already there. Update and push change the
+engines, so they are never cached and never retried.
+"""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from drgrpo.run import Run
+from drgrpo.tables import TableRef
+
+
+@task(task_run_name="rollout-{step}", tags=["rollout"], retries=1, cache_policy=NO_CACHE)
+def rollout(run: Run, *, step: int) -> TableRef:
+    """Sample the step's groups with vLLM."""
+    run.begin_step()
+    if done := run.table(step, "rollout"):
+        return done
+    with run.timed("rollout"):
+        table, metrics = run.cluster.rollout(step, run.policy_version)
+    run.record(metrics)
+    return table
+
+
+@task(task_run_name="reward-{step}", tags=["reward"], retries=1, cache_policy=NO_CACHE)
+def reward(run: Run, table: TableRef, *, step: int) -> TableRef:
+    """Grade the completions in killable processes."""
+    if done := run.table(step, "reward"):
+        return done
+    with run.timed("reward"):
+        return run.cluster.score(table, step)
+
+
+@task(task_run_name="advantage-{step}", tags=["advantage"], retries=1, cache_policy=NO_CACHE)
+def advantage(run: Run, table: TableRef, *, step: int) -> TableRef:
+    """Turn rewards into advantages and record the step's sample metrics."""
+    with run.timed("advantage"):
+        finished, metrics = run.cluster.advantages(table, step)
+    run.record(metrics)
+    run.record_rollout_speed()
+    return finished
+
+
+@task(task_run_name="update-{step}", tags=["update"], cache_policy=NO_CACHE)
+def update(run: Run, table: TableRef, *, step: int) -> None:
+    """Take the step's optimizer steps under ZeRO-3."""
+    with run.timed("update"):
+        run.update(table, step)
+
+
+@task(task_run_name="push-{step}", tags=["push"], cache_policy=NO_CACHE)
+def push(run: Run, *, step: int) -> None:
+    """Bring the sampler to the trainer's policy, and measure that the two agree."""
+    with run.timed("sync"):
+        run.record(run.cluster.push(run.policy_version))

@@ -1,0 +1,49 @@
+"""The sampler inside its own process, with switches for what a push must not leave out."""
+
+# vLLM has to be the first thing that this process does.
+from drgrpo.rollout.engine import RolloutEngine, _parameters  # isort: skip
+
+from pathlib import Path
+from typing import Any
+
+from drgrpo.config import TrainConfig
+from drgrpo.rollout.sampling import SampleRequest, Sampling
+from drgrpo.weight_sync import receiver
+
+_REPACK = receiver.repack_tied_head
+
+
+class SamplerWorker(RolloutEngine):
+    """A rollout engine that can also be broken."""
+
+    def __init__(self, config: TrainConfig, model_path: Path) -> None:
+        super().__init__(config, model_path, on_gpu=False)
+        self._reset = self.llm.reset_prefix_cache
+
+    def prompts_seen(self, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
+        """The prompt ids that vLLM says it has sampled from."""
+        requests = [SampleRequest(prompt, seed=0) for prompt in prompts]
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": request.prompt_ids} for request in requests],
+            [_parameters(sampling, request) for request in requests],
+            use_tqdm=False,
+        )
+        return [list(output.prompt_token_ids) for output in outputs]
+
+    def cached_tokens(self, prompt: list[int], sampling: Sampling) -> int:
+        """Tokens of `prompt` that vLLM takes from its prefix cache."""
+        request = SampleRequest(prompt, seed=0)
+        (output,) = self.llm.generate([{"prompt_token_ids": prompt}], [_parameters(sampling, request)], use_tqdm=False)
+        return int(output.num_cached_tokens)
+
+    def leave_tied_head_stale(self, broken: bool) -> None:
+        """Whether a push passes the tied output head by."""
+        receiver.repack_tied_head = _ignore if broken else _REPACK
+
+    def keep_prefix_cache(self, broken: bool) -> None:
+        """Whether a push keeps prefixes that were computed with the old weights."""
+        self.llm.reset_prefix_cache = (lambda: True) if broken else self._reset
+
+
+def _ignore(model: Any) -> None:
+    """Leave everything as it is."""

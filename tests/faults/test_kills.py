@@ -1,0 +1,83 @@
+"""kill -9 of each process of a run, at a stage of each step: the run ends with the same weights as an undisturbed one.
+
+`make soak` does the same at random moments (`python -m tests.faults.soak`).
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.disturbed import Ended, check_same, run_to_the_end
+from tests.faults.victims import kill, left_behind, shared_memory
+
+pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.usefixtures("server_address")]
+
+Options = Callable[..., dict[str, Any]]
+
+PLAN = {
+    ("update", 0): "trainer-1",
+    ("rollout", 1): "rollout-0",
+    ("reward", 2): "grader",
+    ("sync", 4): "host-0",
+    ("update", 4): "flow",
+    ("evaluate", 6): "raylet",
+}
+"""(stage, policy version) to what is killed when it begins."""
+
+
+@pytest.fixture(scope="module")
+def overrides(options: Options) -> dict[str, Any]:
+    return options(
+        total_steps=6,
+        optimizer__lr=1e-3,
+        trainer__num_ranks=2,
+        reward__functions={"tests.flows.rewards:parity": 1.0},
+        reward__truncated_reward="keep",
+        checkpoint__every_steps=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, overrides: dict[str, Any]) -> Ended:
+    return run_to_the_end(tmp_path_factory.mktemp("undisturbed"), overrides, lambda stage, version: None)
+
+
+def test_six_kills_leave_the_weights_and_samples_of_an_undisturbed_run(
+    tmp_path: Path, overrides: dict[str, Any], undisturbed: Ended
+) -> None:
+    to_come, killed = dict(PLAN), []
+    in_memory = shared_memory()
+
+    def blow(stage: str, version: int) -> None:
+        if victim := to_come.pop((stage, version), None):
+            assert kill(tmp_path, victim) is not None, f"no {victim} at {stage} {version}"
+            killed.append((victim, time.monotonic()))
+
+    run = run_to_the_end(tmp_path, overrides, blow)
+    assert to_come == {} and len(killed) == 6
+    assert run.num_processes == 2  # the flow died once; all other deaths it outlived
+    check_same(run, undisturbed)
+    assert left_behind(tmp_path) == []
+    assert shared_memory() <= in_memory
+    pids = [path.name.split("-")[2] for path in Path(tempfile.gettempdir()).glob("drgrpo-ray-*-*")]
+    assert [pid for pid in pids if not Path(f"/proc/{pid}").exists()] == []
+
+
+@pytest.mark.parametrize("victim", ["gcs_server"])
+def test_the_death_of_rays_store_of_names_does_no_harm(
+    tmp_path: Path, overrides: dict[str, Any], undisturbed: Ended, victim: str
+) -> None:
+    to_come = [victim]
+
+    def blow(stage: str, version: int) -> None:
+        if to_come and (stage, version) == ("reward", 1):
+            assert kill(tmp_path, to_come.pop()) is not None
+
+    run = run_to_the_end(tmp_path, overrides, blow)
+    assert to_come == []
+    check_same(run, undisturbed)
+    assert left_behind(tmp_path) == []

@@ -1,0 +1,337 @@
+"""Ways back into a run: lost engines, `resume_from`, forks, rollbacks, signals with notice. The engines are fake."""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.exceptions import TerminationSignal
+
+from drgrpo.checkpoints import best_checkpoint, checkpoint_path, find_checkpoints
+from drgrpo.cluster.cluster import EngineLost
+from drgrpo.config import TrainConfig
+from drgrpo.config.errors import ConfigError
+from drgrpo.description import read_description
+from drgrpo.health import HealthStop
+from drgrpo.report import read_history, write_history
+from flows.recovery import Restarts
+from flows.train import train
+from tests.flows.fake_cluster import FakeCluster, Script
+from tests.flows.test_train import query, uninterrupted_policy
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+Options = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, machine: Path) -> Script:
+    """The fake engines' script; a failure is the loss of an engine."""
+    script = Script(failure="is lost")
+    monkeypatch.setattr("drgrpo.opening.Cluster", script.start)
+    monkeypatch.setattr("flows.recovery._DELAY_S", 0.0)
+    return script
+
+
+def call(overrides: dict[str, Any], resume_from: str = "") -> dict[str, Any]:
+    summary: dict[str, Any] = train(TrainConfig(), overrides, resume_from)
+    return summary
+
+
+def runs(machine: Path) -> list[str]:
+    return sorted(path.name for path in (machine / ".drgrpo" / "runs").iterdir())
+
+
+def run_dir(machine: Path, run_id: str) -> Path:
+    return machine / ".drgrpo" / "runs" / run_id
+
+
+def committed(machine: Path, run_id: str) -> list[float]:
+    return [record["step"] for record in read_history(run_dir(machine, run_id) / "history.jsonl")]
+
+
+@pytest.mark.parametrize("stage", ["rollout-1", "reward-1", "update-1", "push-2", "checkpoint-2", "evaluate-2"])
+def test_a_lost_engine_is_started_again_and_the_run_ends_with_the_same_policy(
+    script: Script, options: Options, machine: Path, stage: str
+) -> None:
+    overrides = options(total_steps=3, evaluation__every_steps=2, checkpoint__every_steps=2)
+    script.failures = {stage: 2}  # a task that may be tried again is
+    summary = call(overrides)
+    starts = 3 if stage.startswith(("update", "push", "checkpoint")) else 2
+    assert Counter(script.calls)["start"] == Counter(script.calls)["close"] == starts
+    policy = uninterrupted_policy(run_dir(machine, summary["run_id"]))
+    assert script.clusters[-1].policy == policy
+    assert committed(machine, summary["run_id"]) == [0, 1, 2]
+    points = query(machine, "select key, step, count(*) from metrics where key not like 'system/%' group by 1, 2")
+    assert {(key, step) for key, step, count in points if count > 1} == set()
+    assert query(machine, "select status from runs") == [("FINISHED",)]
+
+
+def test_engines_that_die_again_and_again_without_a_finished_step_end_the_run(
+    script: Script, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRGRPO_MAX_RESTARTS", "2")
+    script.failures = {"update-1": 99}
+    with pytest.raises(EngineLost, match="update-1 is lost"):
+        call(options(total_steps=3))
+    assert Counter(script.calls)["update-1"] == 3
+
+
+def test_a_finished_step_between_two_losses_gives_the_run_its_restarts_again(
+    script: Script, options: Options, monkeypatch: pytest.MonkeyPatch, machine: Path
+) -> None:
+    monkeypatch.setenv("DRGRPO_MAX_RESTARTS", "1")
+    script.failures = {f"push-{step}": 1 for step in (1, 2, 3)}
+    summary = call(options(total_steps=3, checkpoint__every_steps=1))
+    assert Counter(script.calls)["start"] == 4 and committed(machine, summary["run_id"]) == [0, 1, 2]
+
+
+def died(script: Script, overrides: dict[str, Any], machine: Path, at: str) -> str:
+    """A run that died at a call for another reason than a lost engine; returns its id."""
+    script.failure, script.failures = "fails on purpose", {at: 2}
+    with pytest.raises(RuntimeError, match="on purpose"):
+        call(overrides)
+    script.calls.clear()
+    script.failures = {}
+    return runs(machine)[-1]
+
+
+def test_a_new_flow_run_goes_on_with_a_run_by_its_id(script: Script, options: Options, machine: Path) -> None:
+    overrides = options(total_steps=3, checkpoint__every_steps=1)
+    run_id = died(script, overrides, machine, "update-2")
+    summary = call(overrides, resume_from=run_id)
+    assert summary["run_id"] == run_id and runs(machine) == [run_id]
+    assert [c for c in script.calls if c.startswith(("load", "rollout"))] == ["load-step-000002"]
+    assert committed(machine, run_id) == [0, 1, 2]
+    assert query(machine, "select count(*) from runs") == [(1,)]
+    assert script.clusters[-1].policy == uninterrupted_policy(run_dir(machine, run_id))
+
+
+def test_what_fits_a_run_to_its_machine_may_change_and_what_changes_its_numbers_may_not(
+    script: Script, options: Options, machine: Path
+) -> None:
+    overrides = options(total_steps=3, checkpoint__every_steps=1)
+    run_id = died(script, overrides, machine, "update-2")
+    with pytest.raises(ConfigError) as caught:
+        call(options(total_steps=3, optimizer__lr=5e-6, rollout__group_size=8), resume_from=run_id)
+    assert {m.field for m in caught.value.mistakes} == {"optimizer.lr", "rollout.group_size"}
+    assert "<run id>@<step>" in str(caught.value) and script.calls == []
+    fitted = options(total_steps=4, trainer__num_ranks=2, trainer__tokens_per_microbatch=2048, checkpoint__keep_last=1)
+    assert call(fitted, resume_from=run_id)["run_id"] == run_id
+    assert committed(machine, run_id) == [0, 1, 2, 3]
+
+
+def test_a_fork_starts_at_a_checkpoint_with_other_overrides_as_a_child_in_mlflow(
+    script: Script, options: Options, machine: Path
+) -> None:
+    overrides = options(total_steps=3, checkpoint__every_steps=1, checkpoint__keep_last=9)
+    parent = call(overrides)
+    policy_after_2 = script.clusters[-1].policy
+    script.calls.clear()
+    fork = call(overrides | {"optimizer.lr": 1e-5, "total_steps": 4}, resume_from=f"{parent['run_id']}@2")
+    assert fork["run_id"] != parent["run_id"]
+    assert [c for c in script.calls if c.startswith(("load", "rollout"))] == [
+        "load-step-000002",
+        "rollout-2",
+        "rollout-3",
+    ]
+    assert committed(machine, fork["run_id"]) == [2, 3]
+    evaluated = read_history(run_dir(machine, fork["run_id"]) / "evaluations.jsonl")
+    assert [record["step"] for record in evaluated] == [2, 4]
+    tags = dict(query(machine, f"select key, value from tags where run_uuid = '{fork['mlflow_run_id']}'"))
+    assert tags["mlflow.parentRunId"] == parent["mlflow_run_id"]
+    assert tags["drgrpo.forked_from"] == f"{parent['run_id']}@2"
+    assert script.clusters[-1].policy != policy_after_2
+    # The parent is as it was.
+    assert committed(machine, parent["run_id"]) == [0, 1, 2]
+    assert len(find_checkpoints(run_dir(machine, parent["run_id"]) / "checkpoints")) == 3
+
+
+@pytest.mark.parametrize(
+    ("resume_from", "told"),
+    [
+        ("nobody", "there is no run"),
+        ("../../etc", "resume_from"),
+        ("{run}@two", "not of the form"),
+        ("{run}@7", "there are: 1, 2"),
+    ],
+)
+def test_a_wrong_origin_is_refused_before_anything_starts(
+    script: Script, options: Options, machine: Path, resume_from: str, told: str
+) -> None:
+    overrides = options(total_steps=2, checkpoint__every_steps=1)
+    run_id = call(overrides)["run_id"]
+    script.calls.clear()
+    with pytest.raises(ConfigError, match=told):
+        call(overrides, resume_from=resume_from.format(run=run_id))
+    assert script.calls == [] and runs(machine) == [run_id]
+
+
+def test_a_corrupt_checkpoint_is_skipped_for_the_one_before_it(
+    script: Script, options: Options, machine: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides = options(total_steps=4, checkpoint__every_steps=1)
+    run_id = died(script, overrides, machine, "update-3")
+    weights = checkpoint_path(run_dir(machine, run_id) / "checkpoints", 3) / "weights-00001.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    call(overrides, resume_from=run_id)
+    assert [c for c in script.calls if c.startswith("load")] == ["load-step-000002"]
+    assert "weights-00001.safetensors is corrupt" in caplog.text
+    assert script.clusters[-1].policy == uninterrupted_policy(run_dir(machine, run_id))
+
+
+def test_the_best_checkpoint_by_evaluation_stays_besides_the_last(
+    script: Script, options: Options, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracy = {0: 0, 1: 0, 2: 3, 3: 1, 4: 2, 5: 2}  # right answers out of every three problems, by step
+    evaluate = FakeCluster.evaluate
+    present = {"step": 0}
+
+    def noting(cluster: FakeCluster, step: int, policy_version: int) -> Any:
+        present["step"] = step
+        return evaluate(cluster, step, policy_version)
+
+    def graded(count: int) -> dict[str, list[Any]]:
+        right = [row % 3 < accuracy[present["step"]] for row in range(count)]
+        rewards = [float(r) for r in right]
+        return {"reward": rewards, "reward_gsm8k": rewards, "correct": right, "grader_status": ["ok"] * count}
+
+    monkeypatch.setattr(FakeCluster, "evaluate", noting)
+    monkeypatch.setattr("tests.flows.fake_cluster._graded", graded)
+    summary = call(
+        options(total_steps=5, evaluation__every_steps=1, checkpoint__every_steps=1, checkpoint__keep_last=1)
+    )
+    root = run_dir(machine, summary["run_id"]) / "checkpoints"
+    assert [path.name for path in find_checkpoints(root)] == ["step-000005", "step-000002"]
+    best = best_checkpoint(root)
+    assert best is not None and (best[0].name, best[2]) == ("step-000002", 1.0)
+
+
+def test_a_rollback_goes_on_from_before_the_finding_with_half_the_learning_rate(
+    script: Script, options: Options, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = FakeCluster.update
+
+    def exploding(cluster: FakeCluster, table: Any, step: int) -> dict[str, float]:
+        bad = step >= 3 and cluster.config.optimizer.lr == 1e-3
+        return update(cluster, table, step) | {"update/entropy": 0.0 if bad else 1.0}
+
+    monkeypatch.setattr(FakeCluster, "update", exploding)
+    gate = {"health.entropy.action": "rollback", "health.entropy.patience": 2}
+    overrides = options(total_steps=6, checkpoint__every_steps=1, checkpoint__keep_last=9, optimizer__lr=1e-3) | gate
+    summary = call(overrides)
+    first, second = runs(machine)
+    assert second == f"{first}-rollback-1" == summary["run_id"]
+    assert committed(machine, first) == [0, 1, 2, 3, 4] and committed(machine, second) == [2, 3, 4, 5]
+    description = read_description(run_dir(machine, second))
+    assert (
+        description is not None and description.forked_from == f"{first}@2"
+    )  # the policy after 3 steps shows it at step 3
+    assert description.config.optimizer.lr == 5e-4
+    parents = query(machine, "select value from tags where key = 'mlflow.parentRunId'")
+    assert parents == query(machine, f"select run_uuid from tags where key = 'drgrpo.run_id' and value = '{first}'")
+    # Called again, as Retry does, the fork is what goes on.
+    script.calls.clear()
+    assert call(overrides, resume_from=first)["run_id"] == second
+    assert [c for c in script.calls if c.startswith(("rollout", "update"))] == []
+
+
+def test_a_rollback_without_a_checkpoint_stops(script: Script, options: Options) -> None:
+    # Every group of the fake cluster has a signal, and half of its completions are cut.
+    gate = {"health.truncated_share.action": "rollback", "health.truncated_share.limit": 0.1}
+    with pytest.raises(HealthStop, match="no checkpoint of at most 0 iterations"):
+        call(options(total_steps=4) | gate)
+
+
+@pytest.mark.parametrize(("stage", "saved"), [("rollout-2", 2), ("update-2", 3)])
+def test_a_signal_with_notice_saves_a_checkpoint_first(
+    script: Script,
+    options: Options,
+    machine: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    saved: int,
+) -> None:
+    monkeypatch.setenv("DRGRPO_PREEMPTION_NOTICE_S", "60")
+    note, to_come = Script.note, [stage]
+
+    def signalled(script: Script, name: str) -> None:
+        note(script, name)
+        if name in to_come:
+            to_come.clear()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def terminate(*_: object) -> None:
+        raise TerminationSignal(signal=signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    monkeypatch.setattr(Script, "note", signalled)
+    overrides = options(total_steps=4)
+    try:
+        with pytest.raises(TerminationSignal):
+            call(overrides)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    (run_id,) = runs(machine)
+    assert f"checkpoint-{saved}" in script.calls and "evaluate-4" not in script.calls
+    assert [path.name for path in find_checkpoints(run_dir(machine, run_id) / "checkpoints")] == [f"step-{saved:06d}"]
+    assert query(machine, "select status from runs") == [("KILLED",)]
+    script.calls.clear()
+    call(overrides, resume_from=run_id)
+    assert [c for c in script.calls if c.startswith("load")] == [f"load-step-{saved:06d}"]
+    assert script.clusters[-1].policy == uninterrupted_policy(run_dir(machine, run_id))
+
+
+def test_a_signal_without_notice_stops_at_once(script: Script, options: Options, machine: Path) -> None:
+    script.failures = {}
+    update = FakeCluster.update
+
+    def interrupted(cluster: FakeCluster, table: Any, step: int) -> dict[str, float]:
+        if step == 1:
+            raise KeyboardInterrupt
+        return update(cluster, table, step)
+
+    FakeCluster.update = interrupted  # type: ignore[method-assign]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            call(options(total_steps=4))
+    finally:
+        FakeCluster.update = update  # type: ignore[method-assign]
+    assert script.calls[-1] == "close" and not [c for c in script.calls if c.startswith("checkpoint")]
+    assert query(machine, "select status from runs") == [("KILLED",)]
+
+
+def test_a_process_that_dies_again_and_again_without_a_finished_step_is_started_no_more(tmp_path: Path) -> None:
+    for _ in range(3):
+        Restarts(2, tmp_path).__enter__()  # killed: never left
+    with pytest.raises(EngineLost, match="died 3 times in a row without finishing a step"):
+        Restarts(2, tmp_path)
+
+
+def test_a_process_that_finished_a_step_or_ended_in_order_counts_afresh(tmp_path: Path) -> None:
+    for step in range(4):
+        Restarts(1, tmp_path).__enter__()
+        write_history(tmp_path / "history.jsonl", {"step": step})
+    for _ in range(4):
+        with pytest.raises(ValueError, match="orderly"), Restarts(1, tmp_path):
+            raise ValueError("an orderly end")
+
+
+def test_a_flow_run_that_prefect_started_twice_waits_for_itself(
+    script: Script, options: Options, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[str] = []
+
+    def holding(directory: Path) -> list[str]:
+        """Held at the first look, by the twin."""
+        held.append(directory.name)
+        return ["in use"] if len(held) == 1 else []
+
+    monkeypatch.setattr("flows.recovery.check_output_directory", holding)
+    summary = call(options(total_steps=1))
+    assert held == [summary["run_id"]] * 3 and committed(machine, summary["run_id"]) == [0]

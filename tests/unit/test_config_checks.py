@@ -1,0 +1,173 @@
+"""Combinations that cannot learn, contradict each other, or do nothing."""
+
+import pytest
+
+from drgrpo.config import TrainConfig
+from drgrpo.config.checks import check_config, check_model_context
+from drgrpo.config.errors import ConfigError
+from drgrpo.config.inert import INERT
+from drgrpo.config.overrides import apply_overrides
+from drgrpo.config.paths import FIELDS
+
+GENERATED = {"data.train": "reasoning_gym:chain_sum", "data.eval": "reasoning_gym:chain_sum"}
+
+
+def found(overrides):
+    """{field: severity} of a configuration."""
+    return {mistake.field: mistake.severity for mistake in check_config(apply_overrides({}, overrides))}
+
+
+def test_the_defaults_have_neither_errors_nor_warnings():
+    assert check_config(TrainConfig()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        ({"rollout.group_size": 1}, "rollout.group_size"),
+        ({"rollout.group_size": 1, "adv_norm.leave_one_out": True}, "rollout.group_size"),
+        ({"rollout.group_size": 1, "adv_norm.mean_level": "none", "adv_norm.std_level": "group"}, "adv_norm.std_level"),
+        (
+            {
+                "rollout.group_size": 1,
+                "data.prompts_per_step": 1,
+                "trainer.completions_per_update": 1,
+                "adv_norm.mean_level": "batch",
+            },
+            "rollout.group_size",
+        ),
+        ({"adv_norm.mean_level": "none", "adv_norm.leave_one_out": True}, "adv_norm.leave_one_out"),
+        ({"adv_norm.normalize_by": "mean"}, "adv_norm.normalize_by"),
+        (
+            {"adv_norm.normalize_by": "mean", "adv_norm.std_level": "group", "reward.bias": -0.5},
+            "adv_norm.normalize_by",
+        ),
+        ({"trainer.completions_per_update": 100}, "trainer.completions_per_update"),
+        ({"trainer.completions_per_update": 2048}, "trainer.completions_per_update"),
+        ({"loss.correction": "token_tis"}, "loss.correction"),
+        ({"loss.correction": "token_tis", "rollout.sampler_logprobs": True, "rollout.top_p": 0.9}, "rollout.top_p"),
+        ({"loss.correction": "token_mask", "rollout.sampler_logprobs": True, "rollout.top_k": 50}, "rollout.top_k"),
+        (
+            {"loss.correction": "token_mask", "rollout.sampler_logprobs": True, "loss.correction_cap": 0.5},
+            "loss.correction_cap",
+        ),
+        ({"rollout.top_k": 1}, "rollout.top_k"),
+        ({"rollout.stop": ["a", ""]}, "rollout.stop"),
+        ({"reward.functions": {"gsm8k": 0, "format": 0}}, "reward.functions"),
+        ({"reward.functions": {"gms8k": 1}}, "reward.functions"),
+        ({"reward.scaling": 0}, "reward.scaling"),
+        ({"reward.scaling": 10, "reward.bias": 1, "reward.clip": 5}, "reward.clip"),
+        ({"reward.overlong.enabled": True, "reward.overlong.buffer_tokens": 2000}, "reward.overlong.buffer_tokens"),
+        ({**GENERATED, "evaluation.num_problems": 50}, "data.num_train_problems"),
+        ({**GENERATED, "data.num_train_problems": 500}, "evaluation.num_problems"),
+        ({"data.num_train_problems": 100}, "data.prompts_per_step"),
+        ({"data.eval_split": "train"}, "data.eval_split"),
+        ({"data.train": "a/x.jsonl", "data.eval": "a/x.jsonl"}, "data.eval"),
+        ({"data.prompt_template": "Solve it."}, "data.prompt_template"),
+        ({"optimizer.warmup_steps": 800}, "optimizer.warmup_steps"),
+        ({"loss.clip_eps_low": 0, "loss.clip_eps_high": 0}, "loss.clip_eps_high"),
+        ({"trainer.num_ranks": 256}, "trainer.num_ranks"),
+        ({"placement.num_rollout_engines": 129}, "placement.num_rollout_engines"),
+    ],
+)
+def test_what_cannot_learn_or_contradicts_itself_is_an_error(overrides, field):
+    assert found(overrides).get(field) == "error"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        ({"rollout.top_p": 0.9}, "rollout.top_p"),
+        ({"rollout.top_k": 50}, "rollout.top_k"),
+        ({"rollout.ignore_eos": True}, "rollout.ignore_eos"),
+        ({"optimizer.lr": 0}, "optimizer.lr"),
+        ({"optimizer.min_lr_ratio": 0.1}, "optimizer.min_lr_ratio"),
+        ({"data.prompt_style": "r1", "data.system_prompt": "Think."}, "data.system_prompt"),
+        ({"loss.correction_cap": 3}, "loss.correction_cap"),
+        ({"loss.kl_estimator": "k1"}, "loss.kl_estimator"),
+        ({"reward.overlong.penalty": 2}, "reward.overlong.penalty"),
+        ({"reward.functions": {"math": 1}, "reward.answer_mode": "lenient"}, "reward.answer_mode"),
+        ({"reward.functions.format": 0}, "reward.functions.format"),
+        ({"data.generator_options": {"max_terms": 3}}, "data.generator_options"),
+        ({"trainer.tokens_per_microbatch": 1024}, "trainer.tokens_per_microbatch"),
+        ({"checkpoint.keep_last": 5, "checkpoint.every_minutes": 0}, "checkpoint.keep_last"),
+        ({"adv_norm.normalize_by": "mean", "adv_norm.std_level": "batch"}, "adv_norm.std_level"),
+    ],
+)
+def test_what_works_and_is_probably_not_meant_is_a_warning(overrides, field):
+    assert found(overrides) == {field: "warning"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"adv_norm.std_level": "group", "loss.aggregation": "sequence_mean"},
+        {"adv_norm.std_level": "group", "adv_norm.normalize_by": "mean"},
+        {"adv_norm.leave_one_out": True},
+        {"rollout.group_size": 1, "adv_norm.mean_level": "batch"},
+        {"rollout.group_size": 1, "adv_norm.mean_level": "none"},
+        {"loss.correction": "token_tis", "rollout.sampler_logprobs": True},
+        {"loss.correction": "sequence_mask", "rollout.sampler_logprobs": True, "rollout.top_k": 0},
+        {"reward.overlong.enabled": True, "reward.overlong.buffer_tokens": 1024},
+        {**GENERATED, "data.num_train_problems": 500, "evaluation.num_problems": 50},
+        {"data.num_train_problems": 128},
+        {"optimizer.warmup_steps": 799},
+        {"reward.scaling": 10, "reward.bias": -0.5, "reward.clip": 20},
+        {"optimizer.schedule": "cosine", "optimizer.min_lr_ratio": 0.1},
+        {"reward.functions": {"my_package.brevity": 1}},
+    ],
+)
+def test_the_algorithms_people_compare_with_pass(overrides):
+    assert found(overrides) == {}
+
+
+def test_the_nearest_divisors_of_a_step_are_named():
+    config = apply_overrides({}, {"trainer.completions_per_update": 100})
+    (mistake,) = check_config(config)
+    assert "1024 completions" in mistake.problem
+    assert mistake.remedy == "the nearest that do: 16, 32, 64, 128"
+
+
+def test_one_sample_leaves_nothing_to_leave_out():
+    config = apply_overrides({}, {"rollout.group_size": 1, "adv_norm.leave_one_out": True})
+    assert "leave_one_out" in check_config(config)[0].problem
+
+
+def test_prompt_and_completion_limits_must_fit_the_context():
+    config = TrainConfig()
+    assert check_model_context(config, 2048) == []
+    (mistake,) = check_model_context(config, 2047)
+    assert (mistake.field, mistake.value) == ("rollout.max_completion_tokens", 1024)
+    assert "2048" in mistake.problem and "at most 1023" in mistake.remedy
+    (mistake,) = check_model_context(config, 1024)
+    assert "data.max_prompt_tokens" in mistake.remedy
+
+
+def test_a_longer_evaluation_limit_counts_for_the_context():
+    config = apply_overrides({}, {"evaluation.max_completion_tokens": 3072})
+    (mistake,) = check_model_context(config, 4000)
+    assert (mistake.field, mistake.value) == ("evaluation.max_completion_tokens", 3072)
+
+
+def test_errors_come_before_warnings():
+    config = apply_overrides({}, {"optimizer.min_lr_ratio": 0.5, "trainer.num_ranks": 256})
+    assert [mistake.severity for mistake in check_config(config)] == ["error", "warning"]
+
+
+def test_every_mistake_names_a_field_and_a_remedy():
+    assert {path for path, _, _ in INERT} <= set(FIELDS)
+    overrides = {
+        "rollout.group_size": 1,
+        "optimizer.lr": 0,
+        "data.prompt_template": "x",
+        "loss.correction": "token_tis",
+    }
+    for mistake in check_config(apply_overrides({}, overrides)):
+        assert mistake.field in FIELDS and mistake.remedy and mistake.problem
+        assert set(mistake.also) <= set(FIELDS)
+
+
+@pytest.mark.parametrize(("path", "value"), [("reward.bias", float("nan")), ("loss.clip_eps_high", float("inf"))])
+def test_a_number_that_is_not_finite_is_refused(path, value):
+    with pytest.raises(ConfigError, match=f"{path} = (nan|inf): input should be a finite number"):
+        apply_overrides({}, {path: value})

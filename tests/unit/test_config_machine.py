@@ -1,0 +1,182 @@
+"""Memory, disk, devices and the output directory, before any engine starts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.memory import DEVICES, MEASURED, MODELS, measured_peaks, rewritten, sampler_share
+from deployments.steps import load_deployment
+from drgrpo.config import TrainConfig
+from drgrpo.config.errors import ConfigError
+from drgrpo.config.machine import (
+    GIB,
+    PROCESS_BYTES,
+    REDUCE_BUCKET,
+    ModelShape,
+    check_devices,
+    check_disk,
+    check_machine,
+    check_memory,
+    compute_bytes,
+    free_disk,
+    free_memory,
+    host_bytes,
+    kv_bytes,
+    trainer_bytes,
+)
+from drgrpo.config.output_lock import check_output_directory, hold_output_directory
+from drgrpo.config.overrides import apply_overrides
+from drgrpo.settings import Settings, resolved
+
+ROOT = Path(__file__).parents[2]
+NUM_PARAMETERS = 135_000_000
+
+
+def test_host_memory_on_cpu_is_optimizer_gradient_and_copies():
+    # 12 + 4 + 2 bytes for the trainer, 2 and the KV cache for the sampler.
+    needed = host_bytes(TrainConfig(), num_parameters=NUM_PARAMETERS, on_cpu=True, kvcache_bytes=GIB)
+    assert needed == PROCESS_BYTES + 20 * NUM_PARAMETERS + GIB
+    float32 = apply_overrides({}, {"model.dtype": "float32", "loss.kl_coef": 0.1})
+    needed = host_bytes(float32, num_parameters=NUM_PARAMETERS, on_cpu=True, kvcache_bytes=GIB)
+    assert needed == PROCESS_BYTES + (20 + 4 + 4) * NUM_PARAMETERS + GIB
+
+
+def test_host_memory_on_a_gpu_is_the_offloaded_optimizer_with_its_gradient_kept_twice():
+    offloaded = apply_overrides({}, {"trainer.offload_optimizer": True})
+    for config, expected in ((TrainConfig(), 0), (offloaded, 20 * NUM_PARAMETERS)):
+        needed = host_bytes(config, num_parameters=NUM_PARAMETERS, on_cpu=False, kvcache_bytes=0)
+        assert needed == PROCESS_BYTES + expected
+
+
+SHAPE = ModelShape(num_parameters=1000, hidden=8, intermediate=32, num_layers=3, vocabulary=50, kv_width=4)
+LAYER = 2 * (8 * 8 + 3 * 32)  # bytes of a layer's activations for one token, in bfloat16
+
+
+def device_memory(**options):
+    """Bytes of the trainer without DeepSpeed's bucket, for micro-batches of 100 tokens."""
+    values = {"trainer.tokens_per_microbatch": 100, "trainer.logprob_chunk_tokens": 1}
+    config = apply_overrides({}, values | {name.replace("__", "."): value for name, value in options.items()})
+    return trainer_bytes(config, SHAPE) - compute_bytes(config) * REDUCE_BUCKET
+
+
+def test_device_memory_is_the_states_what_is_kept_and_what_is_at_work():
+    head = (4 * 1 + 4 * 8) * 50
+    assert head < 0.4 * 100 * LAYER
+    assert device_memory() == 18 * 1000 + 3 * 100 * LAYER + 0.4 * 100 * LAYER
+    assert device_memory(trainer__logprob_chunk_tokens=90) == 18 * 1000 + 3 * 100 * LAYER + (4 * 90 + 4 * 8) * 50
+    recomputed = device_memory(trainer__gradient_checkpointing=True)
+    assert recomputed == 18 * 1000 + 3 * 100 * 2 * 8 + 1.4 * 100 * LAYER
+
+
+def test_device_memory_without_the_optimizer_is_the_weights_and_a_reference_is_one_more_copy():
+    assert device_memory() - device_memory(trainer__offload_optimizer=True) == 16 * 1000
+    assert device_memory(loss__kl_coef=0.1) - device_memory() == 2 * 1000
+    float32 = device_memory(model__dtype="float32")
+    assert float32 == 20 * 1000 + 2 * (3 * 100 * LAYER + 0.4 * 100 * LAYER)
+    assert kv_bytes(TrainConfig(), SHAPE) == 2 * 2 * 3 * 4
+
+
+def test_the_estimate_is_within_two_percent_of_every_measured_peak_and_the_page_shows_it():
+    peaks = list(measured_peaks(json.loads(MEASURED.read_text())))
+    assert len(peaks) >= 4
+    for _, computed, measured in peaks:
+        assert computed == pytest.approx(measured, rel=0.02)
+    page = ROOT / "docs" / "memory.md"
+    assert rewritten(page.read_text()) == page.read_text(), "run: python -m benchmarks.memory docs/memory.md"
+
+
+@pytest.mark.parametrize(("name", "device"), [("gsm8k", "80 GB"), ("gsm8k-24gb", "24 GB")])
+def test_a_deployment_fits_on_the_card_that_it_is_for(name, device):
+    config, (gib, _) = load_deployment(name), DEVICES[device]
+    assert config.rollout.gpu_memory_utilization <= sampler_share(config, MODELS["Qwen2.5-1.5B"], gib)
+    assert sampler_share(config, MODELS["Qwen2.5-7B"], gib) == 0
+
+
+def test_the_small_card_trains_the_same_algorithm():
+    small, large = (load_deployment(name).model_dump() for name in ("gsm8k-24gb", "gsm8k"))
+    layout = {
+        "rollout": ("max_num_seqs", "gpu_memory_utilization"),
+        "trainer": ("offload_optimizer", "tokens_per_microbatch", "logprob_chunk_tokens"),
+    }
+    for section, names in layout.items():
+        for name in names:
+            assert small[section].pop(name) != large[section].pop(name)
+    assert small == large
+
+
+def test_too_little_memory_names_model_size_and_what_is_free():
+    arguments = {"num_parameters": 7_000_000_000, "on_cpu": True, "kvcache_bytes": 2 * GIB}
+    (mistake,) = check_memory(TrainConfig(), free_bytes=24 * GIB, **arguments)
+    assert mistake.field == "model.path" and "24.0 GiB are free" in mistake.problem
+    assert "DRGRPO_CPU_KVCACHE_GIB" in mistake.remedy
+    assert check_memory(TrainConfig(), free_bytes=200 * GIB, **arguments) == []
+
+
+def test_disk_counts_the_checkpoints_kept_and_the_one_being_written(tmp_path):
+    config = apply_overrides({}, {"checkpoint.every_steps": 10, "checkpoint.keep_last": 2})
+    needed = 3 * 12 * NUM_PARAMETERS + 2 * NUM_PARAMETERS + GIB // 2
+    arguments = {"num_parameters": NUM_PARAMETERS, "directory": tmp_path}
+    assert check_disk(config, free_bytes=needed, **arguments) == []
+    (mistake,) = check_disk(config, free_bytes=needed - 1, **arguments)
+    assert (mistake.field, mistake.value) == ("DRGRPO_RUNS_DIR", str(tmp_path))
+
+
+def test_shared_devices_need_the_larger_number():
+    values = {"trainer.num_ranks": 4, "placement.num_rollout_engines": 2, "rollout.tensor_parallel_size": 2}
+    shared = apply_overrides({}, values)
+    assert check_devices(shared, num_devices=4) == []
+    assert "need 4 GPUs, there are 3" in check_devices(shared, num_devices=3)[0].problem
+
+
+def test_a_container_limit_counts_without_file_pages(tmp_path):
+    (tmp_path / "memory.max").write_text(f"{GIB}\n")
+    (tmp_path / "memory.current").write_text(f"{GIB // 2}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {GIB // 4}\n")
+    assert free_memory(tmp_path) == GIB - GIB // 4
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory(tmp_path) > 0
+    assert free_memory(tmp_path / "none") > 0
+
+
+def test_the_disk_of_a_directory_to_be_made_is_its_parents(tmp_path):
+    assert free_disk(tmp_path / "a" / "b") > 0
+
+
+def test_this_machine_is_read_and_judged(tmp_path):
+    settings = resolved(Settings(root=tmp_path))
+    fields = [mistake.field for mistake in check_machine(TrainConfig(), settings, num_parameters=10**13)]
+    assert fields == ["model.path", "DRGRPO_RUNS_DIR"]
+    fields = [m.field for m in check_machine(TrainConfig(), settings, on_cpu=False, num_devices=0)]
+    assert fields[-1] == "trainer.num_ranks"
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from drgrpo.config.output_lock import hold_output_directory
+with hold_output_directory(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_run_on_an_output_directory_is_refused_until_the_first_dies(tmp_path):
+    directory = tmp_path / "run"
+    assert check_output_directory(directory) == []
+    assert not directory.exists()
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(directory)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        (mistake,) = check_output_directory(directory)
+        assert mistake.value == str(directory) and f"process {holder.pid}" in mistake.problem
+        with pytest.raises(ConfigError, match="in use by another run"), hold_output_directory(directory):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    assert check_output_directory(directory) == []
+    with hold_output_directory(directory) as held:
+        assert held == directory
