@@ -29,9 +29,8 @@ def guard(parent: int, command: Sequence[str]) -> int:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before the line above
         return 128 + signal.SIGTERM
-    child = subprocess.Popen(command)
-    try:
-        return _wait(child.pid)
+    try:  # around the start too: a signal in the middle of it must not leave the command behind
+        return _wait(subprocess.Popen(command).pid)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)

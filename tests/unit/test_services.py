@@ -108,7 +108,7 @@ def test_services_end_with_a_process_that_is_killed(marked, tmp_path):
     wait_until(lambda: len(marked()) == 3)
     parent.kill()
     parent.wait()
-    wait_until(lambda: not marked())
+    wait_until(lambda: not marked(), timeout_s=30)
 
 
 def test_a_service_that_ends_shows_the_end_of_its_log(tmp_path):
