@@ -115,9 +115,9 @@ def test_too_little_memory_names_model_size_and_what_is_free():
     assert check_memory(TrainConfig(), free_bytes=200 * GIB, **arguments) == []
 
 
-def test_disk_counts_the_checkpoints_kept_and_the_one_being_written(tmp_path):
+def test_disk_counts_the_checkpoints_kept_the_best_and_the_one_being_written(tmp_path):
     config = apply_overrides({}, {"checkpoint.every_steps": 10, "checkpoint.keep_last": 2})
-    needed = 3 * 12 * NUM_PARAMETERS + 2 * NUM_PARAMETERS + GIB // 2
+    needed = 4 * 12 * NUM_PARAMETERS + 2 * NUM_PARAMETERS + GIB // 2
     arguments = {"num_parameters": NUM_PARAMETERS, "directory": tmp_path}
     assert check_disk(config, free_bytes=needed, **arguments) == []
     (mistake,) = check_disk(config, free_bytes=needed - 1, **arguments)
