@@ -156,27 +156,3 @@ def overlong_penalty(num_tokens: Tensor, *, max_completion_tokens: int, buffer_t
         )
     excess = num_tokens.to(torch.float32) - (max_completion_tokens - buffer_tokens)
     return -penalty * (excess / buffer_tokens).clamp(min=0.0, max=1.0)
-
-
-def group_statistics(
-    rewards: Tensor, group_ids: Tensor, *, group_size: int, min_reward: float = 0.0, max_reward: float = 1.0
-) -> dict[str, float]:
-    """Counts and shares of groups, for metrics; rewards and group_ids are [B].
-
-    `num_groups`; `incomplete_groups`: count of those with fewer than `group_size` samples; `zero_variance_share`: all
-    rewards equal, so nothing to learn; `all_max_share` and `all_min_share`: every reward at least `max_reward` (all
-    right), or at most `min_reward` (all wrong). The shares are of `num_groups`, 0 when there are none.
-    """
-    _check_inputs(rewards, group_ids)
-    _, index, sizes = torch.unique(group_ids, return_inverse=True, return_counts=True)
-    values, start = rewards.double(), torch.zeros(len(sizes), dtype=torch.float64, device=rewards.device)
-    low = start.scatter_reduce(0, index, values, "amin", include_self=False)
-    high = start.scatter_reduce(0, index, values, "amax", include_self=False)
-    num_groups = len(sizes)
-    return {
-        "num_groups": float(num_groups),
-        "incomplete_groups": float((sizes < group_size).sum()),
-        "zero_variance_share": float((low == high).sum()) / max(num_groups, 1),
-        "all_max_share": float((low >= max_reward).sum()) / max(num_groups, 1),
-        "all_min_share": float((high <= min_reward).sum()) / max(num_groups, 1),
-    }

@@ -3,7 +3,8 @@
 A table grows by stages: rollout.parquet, then reward.parquet, then advantage.parquet, each whole by itself.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -194,6 +195,7 @@ class Host:
             "seed": [sample_seed(self.config.seed, seed_step, problem.id, index) for _, problem, index in origin],
             "question": [problem.problem.question for _, problem, _ in origin],
             "answer": [problem.problem.answer for _, problem, _ in origin],
+            "columns": [_as_json(problem.problem.columns) for _, problem, _ in origin],
             "prompt": [problem.prompt for _, problem, _ in origin],
             "prompt_ids": [list(problem.prompt_ids) for _, problem, _ in origin],
             "completion": texts,
@@ -207,9 +209,9 @@ class Host:
     def _reward_columns(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         grades = self.pool.grade(
             [
-                GradeItem(completion, answer, question)
-                for completion, answer, question in zip(
-                    rows["completion"], rows["answer"], rows["question"], strict=True
+                GradeItem(completion, answer, question, json.loads(columns))
+                for completion, answer, question, columns in zip(
+                    rows["completion"], rows["answer"], rows["question"], rows["columns"], strict=True
                 )
             ]
         )
@@ -246,3 +248,8 @@ class Host:
 
     def _path(self, step: int, stage: str) -> Path:
         return self.run_dir / "steps" / f"{step:06d}" / f"{stage}.parquet"
+
+
+def _as_json(columns: Mapping[str, Any]) -> str:
+    """A row's further columns for the table, which has one type for each of its own; what JSON lacks becomes text."""
+    return json.dumps(columns, default=str, skipkeys=True)

@@ -63,9 +63,10 @@ def _read_jsonl(file: Path, field: str) -> Iterator[Record]:
     records: list[Record] = []
     faults: list[str] = []
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
         where = f"{file}:{number}"
+        if not line.strip():
+            faults.append(f"{where}: an empty line")
+            continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:

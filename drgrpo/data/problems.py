@@ -1,21 +1,22 @@
 """Problems, their identity, and which of them each step sees: a pure function of dataset, seed and step."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from drgrpo.data.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question with its reference answer. `id`: 16 hex digits of a hash of both."""
+    """A question with its reference answer. `id`: 16 hex digits of a hash of both; `columns`: the rest of its row."""
 
     id: str
     question: str
     answer: str
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +116,10 @@ def _start_without(seen: tuple[str, ...], order: tuple[str, ...], num_start: int
     return (*start, *(problem_id for problem_id in order if problem_id not in taken))
 
 
-def make_problem(question: str, answer: str) -> Problem:
+def make_problem(question: str, answer: str, columns: Mapping[str, Any] | None = None) -> Problem:
     """A problem with its content hash: the first 16 hex digits of sha256(question, NUL, answer)."""
-    return Problem(hashlib.sha256(f"{question}\0{answer}".encode()).hexdigest()[:16], question, answer)
+    digest = hashlib.sha256(f"{question}\0{answer}".encode()).hexdigest()
+    return Problem(digest[:16], question, answer, columns or {})
 
 
 def sample_seed(run_seed: int, step: int, problem_id: str, sample_index: int) -> int:

@@ -135,7 +135,8 @@ def _parse(source: Source, records: Iterator[Record]) -> list[Problem]:
         except ValueError as error:
             faults.append(f"{where}: {error}")
             continue
-        problems.append(make_problem(question, answer))
+        columns = {name: row[name] for name in row if name not in (source.question_field, source.answer_field)}
+        problems.append(make_problem(question, answer, columns))
     remedy = "question and answer must be non-empty text in the columns of data.question_field and data.answer_field"
     raise_faults(faults, field=source.config_field, source=source.name, remedy=remedy)
     return problems

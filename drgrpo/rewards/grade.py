@@ -9,12 +9,12 @@ GradeStatus = Literal["ok", "timeout", "error"]
 
 @dataclass(frozen=True, slots=True)
 class GradeItem:
-    """One completion to grade; `extra` holds further columns of the dataset."""
+    """One completion to grade; `columns` holds the further columns of its row in the dataset."""
 
     completion: str
     answer: str
     question: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

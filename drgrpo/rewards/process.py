@@ -101,7 +101,7 @@ class GraderProcess:
 
 
 def _request(item: GradeItem, answer_mode: str) -> tuple[str, str, dict[str, Any]]:
-    columns = {key: value for key, value in item.extra.items() if key not in ("completion", "answer")}
+    columns = {key: value for key, value in item.columns.items() if key not in ("completion", "answer")}
     return item.completion, item.answer, {**columns, "question": item.question, "answer_mode": answer_mode}
 
 

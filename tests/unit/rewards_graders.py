@@ -75,6 +75,11 @@ ACTIONS: dict[str, Any] = {
 }
 
 
+def level(completion: str, answer: str, level: int) -> float:
+    """A further column of the dataset."""
+    return float(level)
+
+
 def length(completion: str, answer: str) -> int:
     return len(completion)
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from drgrpo.advantage import compute_advantages, group_statistics, overlong_penalty, shape_rewards
+from drgrpo.advantage import compute_advantages, overlong_penalty, shape_rewards
 
 MIXED = torch.tensor([1.0, 0.0, 0.0, 0.0])
 ONE_GROUP = torch.zeros(4, dtype=torch.int64)
@@ -175,23 +175,3 @@ def test_the_overlong_penalty_grows_linearly_over_the_buffer():
 def test_an_overlong_buffer_outside_the_limit_is_refused(buffer_tokens: int):
     with pytest.raises(ValueError, match="buffer_tokens"):
         overlong_penalty(torch.tensor([1]), max_completion_tokens=100, buffer_tokens=buffer_tokens, penalty=1.0)
-
-
-def test_group_statistics_count_groups_by_id():
-    rewards = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 0.5, 1.0, 0.5])
-    group_ids = torch.tensor([8, 5, 8, 5, 2, 6, 2, 6])
-    rewards = torch.cat([rewards, torch.tensor([1.0])])
-    group_ids = torch.cat([group_ids, torch.tensor([5])])
-    # 8: all right, 5: mixed and complete with three, 2: all right, 6: equal but neither
-    assert group_statistics(rewards, group_ids, group_size=3) == {
-        "num_groups": 4.0,
-        "incomplete_groups": 3.0,
-        "zero_variance_share": 0.75,
-        "all_max_share": 0.5,
-        "all_min_share": 0.0,
-    }
-    wrong = group_statistics(
-        torch.tensor([-5.0, -5.0]), torch.tensor([0, 1]), group_size=1, min_reward=-5, max_reward=5
-    )
-    assert wrong["all_min_share"] == 1.0 and wrong["all_max_share"] == 0.0
-    assert group_statistics(torch.zeros(0), torch.zeros(0, dtype=torch.int64), group_size=2)["num_groups"] == 0.0

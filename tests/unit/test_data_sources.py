@@ -33,7 +33,7 @@ def message(bad: Source) -> str:
 
 
 def test_a_jsonl_file_a_parquet_file_and_a_directory_give_the_same_problems(tmp_path: Path) -> None:
-    jsonl = write_jsonl(tmp_path / "lines" / "train.jsonl", [*ROWS, ""])
+    jsonl = write_jsonl(tmp_path / "lines" / "train.jsonl", ROWS)
     parquet = tmp_path / "table.parquet"
     pq.write_table(pa.Table.from_pylist(ROWS), parquet)
     loaded = [load_problems(source(name)).problems for name in (jsonl, parquet, jsonl.parent)]
@@ -66,6 +66,18 @@ def test_malformed_lines_are_all_counted_and_the_first_ten_listed(tmp_path: Path
     assert f"data.train = {str(file)!r}: 13 malformed" in text
     assert f"{file}:2: " in text and f"{file}:3: a JSON list, not an object" in text and f"{file}:5: " in text
     assert text.count(f"{file}:") == 10 and "and 3 more" in text
+
+
+def test_an_empty_line_is_malformed_and_named(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", [ROWS[0], "", ROWS[1], "  "])
+    text = message(source(file))
+    assert f"{file}:2: an empty line" in text and f"{file}:4: an empty line" in text and "2 malformed" in text
+
+
+def test_the_other_columns_of_a_row_stay_with_its_problem(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", [{"question": "q", "answer": "1", "level": 3, "tags": ["x"]}])
+    (problem,) = load_problems(source(file)).problems
+    assert problem.columns == {"level": 3, "tags": ["x"]}
 
 
 def test_a_line_that_is_not_utf8_is_malformed(tmp_path: Path) -> None:
@@ -106,7 +118,7 @@ def test_missing_sources_say_what_to_do(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "trian.jsonl", ROWS)
     text = message(source(tmp_path))
     assert "no train.jsonl or train.parquet" in text and "did you mean 'trian'?" in text and "data.train_split" in text
-    assert "holds no problems" in message(source(write_jsonl(tmp_path / "empty.jsonl", ["", ""])))
+    assert "holds no problems" in message(source(write_jsonl(tmp_path / "empty.jsonl", [])))
     assert "neither .jsonl nor .parquet" in message(source(write_jsonl(tmp_path / "a.csv", ["a,b"])))
     assert "not a source" in message(source("what is this"))
 

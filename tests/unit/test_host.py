@@ -19,7 +19,7 @@ from tests.tiny_model import build_tiny_model
 NUM_TRAIN, NUM_TEST = 6, 3
 ROLLOUT_COLUMNS = [
     *("run_id", "step", "policy_version", "problem_id", "group_id", "sample_index", "seed", "question", "answer"),
-    *("prompt", "prompt_ids", "completion", "completion_ids", "finish_reason"),
+    *("columns", "prompt", "prompt_ids", "completion", "completion_ids", "finish_reason"),
 ]
 REWARD_COLUMNS = ["reward", "reward_gsm8k", "correct", "grader_status", "grader_message"]
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("host")
     build_tiny_model(folder / "model")
     for split, count, offset in (("train", NUM_TRAIN, 0), ("test", NUM_TEST, 100)):
-        rows = [{"question": f"{offset + i} + 1", "answer": f"sum #### {offset + i + 1}"} for i in range(count)]
+        rows = [{"question": f"{offset + i} + 1", "answer": f"sum #### {offset + i + 1}", "level": i} for i in range(count)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -305,6 +305,16 @@ def test_a_stored_table_is_scored_again_with_another_reward(data: Path, tmp_path
         other.close()
     assert column(rescored, "reward") == [float(len(text)) for text in column(table, "completion")]
     assert column(rescored, "completion_ids") == column(table, "completion_ids")
+
+
+def test_a_reward_function_gets_the_other_columns_of_the_row(data: Path, tmp_path: Path) -> None:
+    host = make_host(data, tmp_path, reward__functions={"tests.unit.rewards_graders:level": 1.0})
+    try:
+        table = host.score(host.write_rollout(0, 0, completions(host, answers(host, 0, [True] * 8))), 0)
+    finally:
+        host.close()
+    levels = [float(question.split()[0]) for question in column(table, "question")]  # the i of `i + 1`
+    assert column(table, "reward") == levels and len(set(levels)) == 2
 
 
 def test_an_evaluation_table_tells_greedy_from_sampled(data: Path, tmp_path: Path) -> None:

@@ -5,13 +5,15 @@ What needs an engine or a tokenizer is tested with that engine; trap 19, the sta
 
 import math
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
-from drgrpo.advantage import compute_advantages, group_statistics
+from drgrpo.advantage import compute_advantages
 from drgrpo.correction import correction_weights
 from drgrpo.loss import merge_metrics, policy_loss, summarize_metrics
+from drgrpo.metrics import sample_metrics
 
 
 def rows(lengths: list[int], width: int | None = None) -> Tensor:
@@ -73,6 +75,8 @@ def test_trap_03_the_other_aggregations_are_other_numbers():
     assert loss == pytest.approx(1 / 6)
     padded_width, _ = on_policy(**TRAP_3 | {"max_completion_tokens": 4})
     assert padded_width == 0.125  # what dividing by the longest completion would give
+    summed, _ = on_policy(**TRAP_3 | {"max_completion_tokens": 4, "num_sequences": 1})
+    assert summed == 0.25  # what a sum over sequences, divided by that width, would give
 
 
 @pytest.mark.parametrize("aggregation", ["constant", "sequence_mean", "token_mean"])
@@ -287,13 +291,18 @@ def test_trap_17_a_zero_variance_group_has_no_gradient_and_filtering_it_keeps_n(
 
 
 def test_trap_17_all_right_and_all_wrong_groups_are_counted_apart():
-    rewards = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
-    statistics = group_statistics(rewards, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]), group_size=2)
-    assert (statistics["zero_variance_share"], statistics["all_max_share"], statistics["all_min_share"]) == (
-        0.75,
-        0.25,
-        0.5,
-    )
+    rewards = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    columns = {
+        "group_id": [0, 0, 1, 1, 2, 2, 3, 3],
+        "completion": ["x"] * 8,
+        "completion_ids": [[1]] * 8,
+        "finish_reason": ["stop"] * 8,
+        "reward": rewards,
+        "correct": [reward == 1.0 for reward in rewards],
+    }
+    metrics = sample_metrics(pa.table(columns), group_size=2, max_completion_tokens=8)
+    shares = [metrics[f"rollout/{name}_share"] for name in ("zero_variance", "all_right", "all_wrong")]
+    assert shares == [0.75, 0.25, 0.5]
 
 
 def test_the_paper_setting_is_the_default_and_ignores_lengths():
