@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 
 RewardFunction = Callable[..., float]
-"""`fn(completion: str, answer: str, **problem) -> float`; `problem`: `question`, `answer_mode`, the row's other columns."""
+"""`fn(completion: str, answer: str, **problem) -> float`; `problem`: question, answer_mode, the row's other columns."""
 
 BUILT_IN: Mapping[str, str] = {
     "gsm8k": "drgrpo.rewards.gsm8k:gsm8k",

@@ -30,7 +30,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("host")
     build_tiny_model(folder / "model")
     for split, count, offset in (("train", NUM_TRAIN, 0), ("test", NUM_TEST, 100)):
-        rows = [{"question": f"{offset + i} + 1", "answer": f"sum #### {offset + i + 1}", "level": i} for i in range(count)]
+        rows = [
+            {"question": f"{offset + i} + 1", "answer": f"sum #### {offset + i + 1}", "level": i} for i in range(count)
+        ]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
