@@ -31,7 +31,7 @@ serve: $(RUNTIME) ## Prefect with a worker, and the UIs of Prefect and MLflow on
 deploy: $(RUNTIME) ## Everything in prefect.yaml, to the server of PREFECT_API_URL or of `make serve`
 	@$(BIN)/python -m deployments.deploy
 
-test: test-unit test-rest ## All tests that need no GPU
+test: test-unit test-rest ## The tests that need no GPU, but for the long ones of `make soak`
 
 test-unit: $(RUNTIME) $(DEV) ## The unit tests alone
 	$(PYTEST) -n 2 tests/unit

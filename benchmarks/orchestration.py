@@ -27,6 +27,7 @@ from benchmarks.workloads import WORKLOADS, write_problems
 
 RESULTS = Path(__file__).parent / "results"
 WORKLOAD = WORKLOADS["mini"]
+GOAL_S = 0.5
 
 
 @contextmanager
@@ -77,6 +78,10 @@ def main() -> None:
     print(f"\nseconds per step, median of {options.steps}")
     for key, value in result["median"].items():
         print(f"  {key.removeprefix('account/').replace('_', ' '):24s} {value:8.3f}")
+    cost = result["median"]["account/orchestration"]
+    print(
+        f"Orchestration costs {cost:.2f} s a step; {'below' if cost < GOAL_S else 'NOT below'} the goal of {GOAL_S} s."
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drgrpo.config import TrainConfig
+from drgrpo.data.generated import PREFIX
 from drgrpo.data.problems import ProblemSet, TokenizedProblem, dataset_digest
 from drgrpo.data.prompts import default_stop, tokenize_problems
 from drgrpo.data.sources import Source, load_splits
@@ -38,7 +39,7 @@ def sources(config: TrainConfig) -> tuple[Source, Source]:
         question_field=data.question_field,
         answer_field=data.answer_field,
         # A generator has no end, so its held-out set is the evaluated subset; a dataset's is held out whole.
-        num_problems=config.evaluation.num_problems if data.eval.startswith("reasoning_gym:") else 0,
+        num_problems=config.evaluation.num_problems if data.eval.startswith(PREFIX) else 0,
         generator_options=data.generator_options,
         held_out=True,
         config_field="data.eval",

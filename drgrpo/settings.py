@@ -22,7 +22,7 @@ class Settings(BaseSettings):
 
     root: Path = Field(Path(), description="Directory that relative directories below start from; empty: the current")
     runs_dir: Path = Field(Path(".drgrpo/runs"), description="Output of runs: tables, checkpoints, exported policies")
-    cache_dir: Path = Field(Path(".drgrpo/cache"), description="Converted weights and prepared datasets")
+    cache_dir: Path = Field(Path(".drgrpo/cache"), description="Converted weights of packaged models")
     ray_address: str = Field("", description="Address of a Ray cluster, or `auto`; empty starts Ray inside the run")
     mlflow_tracking_uri: str = Field(
         "", description="MLflow store; empty: MLFLOW_TRACKING_URI, else SQLite in .drgrpo/mlflow.db"

@@ -26,7 +26,7 @@ from drgrpo.config.checks_signal import (
 )
 from drgrpo.config.checks_text import check_text
 from drgrpo.config.errors import Mistake
-from drgrpo.config.inert import check_inert
+from drgrpo.config.inert import check_inert, check_unread_demonstrations
 from drgrpo.config.machine import check_machine
 from drgrpo.config.train import TrainConfig
 
@@ -50,6 +50,7 @@ CHECKS: Checks = (
     check_placement,
     check_text,
     check_inert,
+    check_unread_demonstrations,
 )
 """Of reinforcement learning."""
 

@@ -5,8 +5,7 @@ from pathlib import PurePath
 
 from drgrpo.config.errors import Mistake
 from drgrpo.config.train import TrainConfig
-
-REASONING_GYM = "reasoning_gym:"
+from drgrpo.data.generated import PREFIX
 
 
 def check_minibatch(config: TrainConfig) -> list[Mistake]:
@@ -33,7 +32,7 @@ def check_data(config: TrainConfig) -> list[Mistake]:
         ("data.train", data.train, "data.num_train_problems", data.num_train_problems),
         ("data.eval", data.eval, "evaluation.num_problems", config.evaluation.num_problems),
     ):
-        if source.startswith(REASONING_GYM) and number == 0:
+        if source.startswith(PREFIX) and number == 0:
             problem = f"{path} = {source} generates problems without end"
             mistakes.append(Mistake(size_path, 0, problem, "give their number", also=(path,)))
     if 0 < data.num_train_problems < data.prompts_per_step:
@@ -61,7 +60,7 @@ def is_file(source: str) -> bool:
 def is_same_split(config: TrainConfig) -> bool:
     """Generated problems are kept apart by their seeds, everything else by its split."""
     data = config.data
-    if data.train != data.eval or data.train.startswith(REASONING_GYM):
+    if data.train != data.eval or data.train.startswith(PREFIX):
         return False
     return is_file(data.train) or data.train_split == data.eval_split
 

@@ -5,10 +5,14 @@ from collections.abc import Callable
 from drgrpo.config.errors import Mistake
 from drgrpo.config.flat import flatten
 from drgrpo.config.train import TrainConfig
+from drgrpo.data.generated import PREFIX
 
 # (path, what must hold for the setting to act, in words; the same as a test)
 INERT: tuple[tuple[str, str, Callable[[TrainConfig], bool]], ...] = (
     ("data.system_prompt", "data.prompt_style is chat", lambda c: c.data.prompt_style == "chat"),
+    ("rollout.forced_lengths", "rollout.ignore_eos is true", lambda c: c.rollout.ignore_eos),
+    ("loss.clip_eps_low", "an iteration has two optimizer steps or more", lambda c: c.updates_per_step > 1),
+    ("loss.clip_eps_high", "an iteration has two optimizer steps or more", lambda c: c.updates_per_step > 1),
     ("loss.correction_cap", "loss.correction is not off", lambda c: c.loss.correction != "off"),
     ("loss.kl_estimator", "loss.kl_coef is above 0", lambda c: c.loss.kl_coef > 0),
     ("optimizer.min_lr_ratio", "optimizer.schedule decays", lambda c: c.optimizer.schedule != "constant"),
@@ -30,6 +34,16 @@ def check_inert(config: TrainConfig) -> list[Mistake]:
     return [*mistakes, *check_idle_weights(config), *check_generator_options(config)]
 
 
+def check_unread_demonstrations(config: TrainConfig) -> list[Mistake]:
+    """Columns of demonstrations mean nothing to reinforcement learning."""
+    given = {
+        "data.completion_field": config.data.completion_field,
+        "data.strip_annotations": config.data.strip_annotations,
+    }
+    problem, remedy = "has no effect outside drgrpo-sft", "drop this setting"
+    return [Mistake(path, value, problem, remedy, "warning") for path, value in given.items() if value]
+
+
 def check_idle_weights(config: TrainConfig) -> list[Mistake]:
     """A reward function of weight 0 is computed and recorded, and never trained on."""
     functions = config.reward.functions
@@ -43,7 +57,7 @@ def check_idle_weights(config: TrainConfig) -> list[Mistake]:
 def check_generator_options(config: TrainConfig) -> list[Mistake]:
     """Generator options belong to reasoning_gym sources."""
     data = config.data
-    if not data.generator_options or any(s.startswith("reasoning_gym:") for s in (data.train, data.eval)):
+    if not data.generator_options or any(s.startswith(PREFIX) for s in (data.train, data.eval)):
         return []
     problem, remedy = "has no effect unless a source is reasoning_gym:<name>", "drop it, or change the source"
     return [Mistake("data.generator_options", data.generator_options, problem, remedy, "warning")]

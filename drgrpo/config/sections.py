@@ -4,17 +4,27 @@ Defaults are the paper's (arXiv 2503.20783, released scripts). What changes only
 Optional values use an empty string or 0 rather than null, because the Prefect UI draws a plain field for them.
 """
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Level = Literal["group", "batch", "none"]
 
+_BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def _tell_bounds(schema: dict[str, Any]) -> None:
+    """Put each field's bounds into its description, the only words that the form in Prefect's UI shows."""
+    for field in schema.get("properties", {}).values():
+        bounds = [f"{sign} {field[key]}" for key, sign in _BOUNDS.items() if key in field]
+        if bounds:
+            field["description"] = f"{field['description']} ({', '.join(bounds)})"
+
 
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_tell_bounds)
 
 
 class ModelConfig(Section):
@@ -91,7 +101,7 @@ class RolloutConfig(Section):
         default_factory=list, description="Stop strings, kept in the completion; the r1 style adds `</answer>`"
     )
     ignore_eos: bool = Field(False, description="Sample to the limit whatever comes; for benchmarks")
-    forced_lengths: list[int] = Field(
+    forced_lengths: list[Annotated[int, Field(ge=1)]] = Field(
         default_factory=list,
         description="Benchmarks: sample i of a step is cut after forced_lengths[i mod n] tokens; needs ignore_eos",
     )

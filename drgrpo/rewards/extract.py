@@ -17,19 +17,10 @@ class Mark(NamedTuple):
     answer: str | None
 
 
-def last_boxed(text: str) -> str | None:
-    """What the last `\\boxed{…}` holds, braces balanced; None if there is none or the last one is not closed."""
-    return _answer(_last_box(text))
-
-
 def last_hash_line(text: str) -> str | None:
     """The rest of the line after the last `####`, stripped; None if there is none."""
-    return _answer(_last_hash(text))
-
-
-def last_answer_tag(text: str) -> str | None:
-    """What the last closed `<answer>…</answer>` holds, stripped; None if there is none."""
-    return _answer(_last_tag(text))
+    mark = _last_hash(text)
+    return None if mark is None else mark.answer
 
 
 def marked_answer(text: str) -> str | None:
@@ -44,10 +35,6 @@ def marked_answer(text: str) -> str | None:
 def num_marks(text: str) -> int:
     """How many `\\boxed{` and `####` marks the text holds; `#### \\boxed{18}` on one line is one."""
     return sum(1 for _ in _MARKS.finditer(text))
-
-
-def _answer(mark: Mark | None) -> str | None:
-    return None if mark is None else mark.answer
 
 
 def _last_box(text: str) -> Mark | None:

@@ -134,6 +134,7 @@ def test_the_form_describes_and_bounds_every_field(server):
     assert len(form) > 60
     assert [path for path, field in form.items() if not field.get("description")] == []
     assert (form["OptimizerConfig.lr"]["minimum"], form["OptimizerConfig.lr"]["maximum"]) == (0, 1)
+    assert form["OptimizerConfig.lr"]["description"].endswith("(≥ 0, ≤ 1)")
     assert form["RolloutConfig.group_size"]["minimum"] == 1
     assert form["AdvNormConfig.std_level"]["enum"] == ["group", "batch", "none"]
     assert {"config", "overrides"} <= set(schema["properties"])

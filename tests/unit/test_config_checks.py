@@ -80,6 +80,11 @@ def test_what_cannot_learn_or_contradicts_itself_is_an_error(overrides, field):
         ({"rollout.top_p": 0.9}, "rollout.top_p"),
         ({"rollout.top_k": 50}, "rollout.top_k"),
         ({"rollout.ignore_eos": True}, "rollout.ignore_eos"),
+        ({"rollout.forced_lengths": [8, 16]}, "rollout.forced_lengths"),
+        ({"trainer.completions_per_update": 1024, "loss.clip_eps_high": 0.28}, "loss.clip_eps_high"),
+        ({"trainer.completions_per_update": 1024, "loss.clip_eps_low": 0.1}, "loss.clip_eps_low"),
+        ({"data.completion_field": "solution"}, "data.completion_field"),
+        ({"data.strip_annotations": True}, "data.strip_annotations"),
         ({"optimizer.lr": 0}, "optimizer.lr"),
         ({"optimizer.min_lr_ratio": 0.1}, "optimizer.min_lr_ratio"),
         ({"data.prompt_style": "r1", "data.system_prompt": "Think."}, "data.system_prompt"),
@@ -119,6 +124,11 @@ def test_what_works_and_is_probably_not_meant_is_a_warning(overrides, field):
 )
 def test_the_algorithms_people_compare_with_pass(overrides):
     assert found(overrides) == {}
+
+
+def test_a_forced_length_below_one_is_refused():
+    with pytest.raises(ConfigError, match=r"rollout\.forced_lengths"):
+        apply_overrides({}, {"rollout.ignore_eos": True, "rollout.forced_lengths": [4, 0]})
 
 
 def test_the_nearest_divisors_of_a_step_are_named():

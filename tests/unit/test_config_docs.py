@@ -10,7 +10,7 @@ import yaml
 
 from deployments.steps import deployment_names, load_deployment
 from drgrpo.config.areal_keys import AREAL_KEYS
-from drgrpo.config.checks import check_config
+from drgrpo.config.checks import CHECKS, DEMONSTRATION_CHECKS, check_config
 from drgrpo.config.errors import ConfigError
 from drgrpo.config.overrides import load_config
 from drgrpo.config.paths import FIELDS, KNOWN_AS
@@ -22,7 +22,8 @@ DOCS = ROOT / "docs"
 
 @pytest.mark.parametrize("name", deployment_names())
 def test_every_deployment_is_a_configuration_without_warnings(name):
-    assert check_config(load_deployment(name)) == []
+    checks = DEMONSTRATION_CHECKS if name.endswith("-sft") else CHECKS
+    assert check_config(load_deployment(name), checks) == []
 
 
 def test_every_field_is_described():

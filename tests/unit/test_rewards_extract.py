@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drgrpo.rewards.extract import last_answer_tag, last_boxed, last_hash_line, marked_answer, num_marks
+from drgrpo.rewards.extract import last_hash_line, marked_answer, num_marks
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from drgrpo.rewards.extract import last_answer_tag, last_boxed, last_hash_line, 
     ],
 )
 def test_the_last_box_is_read_with_its_braces_balanced(text: str, answer: str | None) -> None:
-    assert last_boxed(text) == answer
+    assert marked_answer(text) == answer
 
 
 def test_the_last_hash_line_ends_with_its_line() -> None:
@@ -40,11 +40,11 @@ def test_the_last_hash_line_ends_with_its_line() -> None:
 
 
 def test_the_last_closed_answer_tag_counts() -> None:
-    assert last_answer_tag("<answer>5</answer><answer>\n18\n</answer>") == "18"
-    assert last_answer_tag("<answer>5</answer> <answer>18") == "5"
-    assert last_answer_tag("<answer>18") is None
-    assert last_answer_tag("18</answer>") is None
-    assert last_answer_tag("</answer><answer>") is None
+    assert marked_answer("<answer>5</answer><answer>\n18\n</answer>") == "18"
+    assert marked_answer("<answer>5</answer> <answer>18") == "5"
+    assert marked_answer("<answer>18") is None
+    assert marked_answer("18</answer>") is None
+    assert marked_answer("</answer><answer>") is None
 
 
 @pytest.mark.parametrize(
@@ -119,4 +119,4 @@ def test_the_box_ends_where_a_count_of_braces_says(text: str) -> None:
         if depth == 0:
             end = offset
             break
-    assert last_boxed("\\boxed{" + text) == (None if end is None else text[:end].strip())
+    assert marked_answer("\\boxed{" + text) == (None if end is None else text[:end].strip())
