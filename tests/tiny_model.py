@@ -1,6 +1,7 @@
 """A random model small enough for any test, in the form of a real one: safetensors, tokenizer, chat template."""
 
 from pathlib import Path
+from typing import Literal
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -10,12 +11,13 @@ SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 VOCAB_SIZE = 320
 
 
-def build_tiny_model(path: Path, *, seed: int = 0) -> Path:
-    """Write a two-layer Llama (tied embeddings, float32, 0.4 M parameters) with a byte-level tokenizer to `path`."""
+def build_tiny_model(path: Path, *, seed: int = 0, architecture: Literal["Llama", "Qwen2"] = "Llama") -> Path:
+    """Write two layers (tied embeddings, float32, 0.4 M parameters) with a byte-level tokenizer to `path`."""
     import torch
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    import transformers
+    from transformers import GenerationConfig
 
-    config = LlamaConfig(
+    config = getattr(transformers, f"{architecture}Config")(
         vocab_size=VOCAB_SIZE,
         hidden_size=128,
         intermediate_size=256,
@@ -31,7 +33,10 @@ def build_tiny_model(path: Path, *, seed: int = 0) -> Path:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).to(torch.float32)
+        model = getattr(transformers, f"{architecture}ForCausalLM")(config).to(torch.float32)
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):  # zero from the start, which would hide that it is left out
+                torch.nn.init.normal_(parameter, std=0.5)
     model.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=0)
     model.save_pretrained(path)
     build_tiny_tokenizer(path)

@@ -25,6 +25,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def biased_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen2, whose queries, keys and values have biases."""
+    return build_tiny_model(tmp_path_factory.mktemp("biased-model"), architecture="Qwen2")
+
+
+@pytest.fixture(scope="session")
 def untied_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with an output head of its own."""
     import torch

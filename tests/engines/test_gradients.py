@@ -38,6 +38,16 @@ def test_a_head_of_its_own_has_a_gradient_of_its_own(world_size: int, untied_mod
     assert_equal_gradients(trainers(world_size).call("gradient", make_config(untied_model), SAMPLES), expected)
 
 
+@both_world_sizes
+def test_biases_of_queries_keys_and_values_have_their_gradient(
+    world_size: int, biased_model: Path, trainers: Trainers
+) -> None:
+    expected = reference.gradient(reference.load_model(biased_model), SAMPLES, Objective(LIMIT))
+    biases = {name: gradient.norm() for name, gradient in expected.by_name.items() if name.endswith(".bias")}
+    assert len(biases) == 6 and all(norm > 0 for norm in biases.values())
+    assert_equal_gradients(trainers(world_size).call("gradient", make_config(biased_model), SAMPLES), expected)
+
+
 def test_each_of_two_ranks_stores_half_of_the_weights(tiny_model: Path, trainers: Trainers) -> None:
     stored, persistent = trainers(2).call("partitioned_shares", make_config(tiny_model))
     assert stored == pytest.approx(0.5)

@@ -1,6 +1,7 @@
 """After a push sampler and trainer agree; each step that a push could leave out makes them disagree."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,19 +58,26 @@ class Pair:
         return difference
 
 
-@pytest.fixture(scope="module")
-def pair(tiny_model: Path) -> Iterator[Pair]:
-    """One trainer rank connected to a sampler, both with the initial weights."""
-    config = make_config(tiny_model, {"optimizer.lr": 1e-2})
+@contextmanager
+def connected(model: Path) -> Iterator[Pair]:
+    """One trainer rank connected to a sampler, both with the weights of `model`."""
+    config = make_config(model, {"optimizer.lr": 1e-2})
     rank = "tests.engines.rank_worker.RankWorker"
     sampler = EngineProcess(
-        "tests.engines.sampler_worker.SamplerWorker", config, tiny_model, environment=environment(config, "rollout")
+        "tests.engines.sampler_worker.SamplerWorker", config, model, environment=environment(config, "rollout")
     )
     trainer = EngineProcess(rank, config, 0, 1, free_port(), environment=environment(config, "trainer"))
     trainer.call("connect_over", sampler.spare)
     yield Pair(trainer, sampler)
     trainer.close()
     sampler.close()
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_model: Path) -> Iterator[Pair]:
+    """Both with the initial weights."""
+    with connected(tiny_model) as both:
+        yield both
 
 
 def test_sampler_and_trainer_agree_before_the_first_push(pair: Pair) -> None:
@@ -124,6 +132,16 @@ def test_nothing_of_either_engine_stays_in_shared_memory(pair: Pair) -> None:
         ours = [line for line in mapped if "drgrpo-staging-" in line or "deepspeed_allreduce_buffer_" in line]
         assert ours  # in use,
         assert all(line.endswith("(deleted)") for line in ours)  # and without a name that could outlive the process
+
+
+def test_a_qwen2_agrees_before_and_after_a_push(biased_model: Path) -> None:
+    with connected(biased_model) as pair:
+        assert pair.difference() <= AGREE
+        pair.train()
+        assert pair.difference() > DISAGREE
+        pair.push()
+        assert pair.difference() <= AGREE
+        assert pair.difference_on_samples() <= AGREE
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -180,7 +180,7 @@ def flow_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code = f"""
 import json, sys
-import flows.train, flows.evaluate
+import flows.train, flows.sft, flows.compare, flows.arm, flows.evaluate
 def heavy(): return [name for name in {HEAVY!r} if name in sys.modules]
 imported = heavy()
 from drgrpo.preflight import checked_config
