@@ -3,7 +3,8 @@
 python -m benchmarks.update --workload a --model DIRECTORY --out FILE --plan tokens=16384 --plan tokens=40960,recompute
 
 A plan changes the tokens of a micro-batch, whether activations are recomputed (`recompute`), and the rows of logits
-that exist at once (`chunk`); what it does not name is the workload's.
+that exist at once (`chunk`), and takes the kernels of `trainer.deterministic` (`deterministic`); what it does not name
+is the workload's.
 """
 
 import argparse
@@ -46,7 +47,10 @@ def samples(config: TrainConfig, *, vocab_size: int) -> "list[Sample]":
 
 def set_plan(trainer: "Trainer", config: TrainConfig, plan: Options) -> None:
     """Change the micro-batch budget, recomputation and the head's chunk of a built trainer."""
+    import torch
+
     wanted = config.trainer
+    torch.use_deterministic_algorithms(bool(plan.get("deterministic", wanted.deterministic)))
     tokens = int(plan.get("tokens", wanted.tokens_per_microbatch))
     trainer.microbatches.config = config.model_copy(
         update={"trainer": wanted.model_copy(update={"tokens_per_microbatch": tokens})}
@@ -123,7 +127,10 @@ def main() -> None:
 
     workload = WORKLOADS[options.workload]
     config = TrainConfig.model_validate(workload.config(options.model, Path(tempfile.gettempdir())))
-    on_gpu = enter_engine(config, "trainer")
+    # cuBLAS reads its part of the setting once, so all plans of one call share that part.
+    asked = any("deterministic" in parse_options(text) for text in options.plan)
+    deterministic = config.trainer.model_copy(update={"deterministic": asked})
+    on_gpu = enter_engine(config.model_copy(update={"trainer": deterministic}), "trainer")
     import torch
 
     trainer = build_trainer(config, on_gpu=on_gpu)

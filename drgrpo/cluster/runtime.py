@@ -112,8 +112,9 @@ def engine_environment(
             "VLLM_CPU_KVCACHE_SPACE": f"{settings.cpu_kvcache_gib:g}",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
-    if config.trainer.deterministic:
+    if config.trainer.deterministic and on_gpu:
         environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what torch asks for before cuBLAS is deterministic
+        environment["VLLM_BATCH_INVARIANT"] = "1"  # what is sampled again after a death is what was sampled before
     if not on_gpu:
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", **_allocator()}
     # What the operator has set for vLLM wins; the thread counts are ours, since every engine has its own share.

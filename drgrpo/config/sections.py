@@ -204,7 +204,9 @@ class TrainerConfig(Section):
     share_prompts: bool = Field(True, description="Compute the prompt of a group once per micro-batch")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass")
     offload_optimizer: bool = Field(False, description="Keep optimizer state in host memory")
-    deterministic: bool = Field(False, description="Deterministic kernels on a GPU; CPU runs always are")
+    deterministic: bool = Field(
+        False, description="Deterministic kernels on a GPU, the sampler's too; CPU runs always are"
+    )
     max_skipped_updates: int = Field(
         3, ge=0, description="Optimizer steps in a row that are skipped for a gradient that is not finite, then stop"
     )
