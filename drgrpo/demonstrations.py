@@ -78,7 +78,7 @@ class Demonstrations:
 
     def _columns(self, step: int) -> dict[str, list[Any]]:
         limit = self._config.rollout.max_completion_tokens
-        texts = [(problem, self._text(problem.problem)) for problem in self._problems.train.problems(step)]
+        texts = [(problem, self._text(problem.problem)) for problem in self._problems.of_step(step)]
         all_of_step = [(problem, text, self._ids(text)) for problem, text in texts]
         kept = [(problem, text, ids) for problem, text, ids in all_of_step if len(ids) <= limit]
         if not kept:

@@ -34,14 +34,14 @@ _PROBE_TOKENS = 32
 
 
 class Host:
-    """Everything between the engines. Holds no state that a restart would lose."""
+    """Everything between the engines. Holds no state that a restart would lose; without `train` it only evaluates."""
 
-    def __init__(self, config: TrainConfig, model_path: str, run_id: str, run_dir: str) -> None:
+    def __init__(self, config: TrainConfig, model_path: str, run_id: str, run_dir: str, *, train: bool = True) -> None:
         self.config, self.run_id, self.run_dir = config, run_id, Path(run_dir)
         self.tokenizer = AutoTokenizer.from_pretrained(
             model_path, trust_remote_code=config.model.trust_remote_code, local_files_only=True
         )
-        self.problems = load_run_problems(config, self.tokenizer)
+        self.problems = load_run_problems(config, self.tokenizer, train=train)
         self.pool = GraderPool(
             config.reward.functions,
             num_workers=config.reward.num_workers,
@@ -62,7 +62,7 @@ class Host:
 
     def requests(self, step: int) -> list[SampleRequest]:
         """The samples that iteration `step` asks for, group by group."""
-        requests = self._requests(self.problems.train.problems(step), step, self.config.rollout.group_size)
+        requests = self._requests(self.problems.of_step(step), step, self.config.rollout.group_size)
         lengths = self.config.rollout.forced_lengths
         if not lengths:
             return requests
@@ -85,7 +85,7 @@ class Host:
     def write_rollout(self, step: int, policy_version: int, *parts: list[Completion]) -> TableRef:
         """Write the table of sampled completions; `parts` are the engines' shares in the order of `requests`."""
         columns = self._columns(
-            self.problems.train.problems(step),
+            self.problems.of_step(step),
             [completion for part in parts for completion in part],
             step=step,
             policy_version=policy_version,

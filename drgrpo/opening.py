@@ -123,7 +123,10 @@ def _save_before_the_end(run: Run, error: BaseException | None) -> None:
 
 
 def _log_data(tracker: Tracker, data: Mapping[str, Any]) -> None:
-    for context, key in (("training", "train"), ("evaluation", "evaluation")):
-        split = data[key]
-        tracker.log_dataset(split["source"], split["digest"], split["source"], split["num_problems"], context=context)  # type: ignore[arg-type]
+    contexts: dict[str, Literal["training", "evaluation"]] = {"train": "training", "evaluation": "evaluation"}
+    for key, context in contexts.items():
+        if split := data.get(key):
+            tracker.log_dataset(
+                split["source"], split["digest"], split["source"], split["num_problems"], context=context
+            )
     tracker.log_metrics({f"data/dropped_{key}": value for key, value in data["dropped"].items()}, 0)

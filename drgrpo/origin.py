@@ -1,12 +1,12 @@
 """Where a run starts: afresh, where another process left it, or at a stored step of another run (a fork)."""
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from drgrpo.checkpoints import CheckpointError, checkpoint_path, find_checkpoints, read_whole
 from drgrpo.checkpoints.directory import PARTIAL, checkpoint_step, looks_whole
+from drgrpo.checkpoints.files import link_file
 from drgrpo.config import TrainConfig
 from drgrpo.config.errors import ConfigError, Mistake
 from drgrpo.config.overrides import recipe_digest
@@ -14,6 +14,8 @@ from drgrpo.description import Description, read_description, write_description
 from drgrpo.run_id import check_run_id
 
 FIELD = "resume_from"
+NONE_SAVED = "there is none; checkpoint.every_steps and checkpoint.every_minutes say when a run saves one"
+_NUM_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -27,23 +29,27 @@ class Origin:
         return self.run_id if self.step is None else f"{self.run_id}@{self.step}"
 
 
-def parse_origin(text: str, runs_dir: Path) -> Origin | None:
+def parse_origin(text: str, runs_dir: Path, *, field: str = FIELD) -> Origin | None:
     """The origin that `text` names; None for an empty one.
 
-    Raises ConfigError for a malformed one, an unknown run, and a step without a whole checkpoint.
+    Raises ConfigError about `field` for a malformed one, an unknown run, and a step without a whole checkpoint.
     """
     if not text:
         return None
     run_id, at, step = text.partition("@")
     if at and not step.isdecimal():
-        raise ConfigError([Mistake(FIELD, text, "not of the form <run id> or <run id>@<step>", "e.g. 8f14e45f-...@16")])
-    check_run_id(run_id, field=FIELD)
+        raise ConfigError([Mistake(field, text, "not of the form <run id> or <run id>@<step>", "e.g. 8f14e45f-...@16")])
+    check_run_id(run_id, field=field)
     directory = runs_dir / run_id
     if read_description(directory) is None:
-        raise ConfigError([Mistake(FIELD, text, f"there is no run in {directory}", f"name a directory of {runs_dir}")])
+        raise ConfigError([Mistake(field, text, f"there is no run in {directory}", _runs_there(runs_dir))])
     if not at:
         return Origin(run_id)
-    _check_step(directory, text, int(step))
+    try:
+        read_whole(checkpoint_path(directory / "checkpoints", int(step)))
+    except CheckpointError as error:
+        problem = f"no whole checkpoint of step {int(step)}: {error}"
+        raise ConfigError([Mistake(field, text, problem, _other_steps(directory, int(step)))]) from None
     return Origin(run_id, int(step))
 
 
@@ -71,23 +77,20 @@ def _adopt_checkpoint(source: Path, target: Path, step: int) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(whole, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(checkpoint_path(source, step), partial, copy_function=_link)
+    shutil.copytree(checkpoint_path(source, step), partial, copy_function=link_file)
     partial.rename(whole)
 
 
-def _check_step(directory: Path, text: str, step: int) -> None:
-    root = directory / "checkpoints"
-    try:
-        read_whole(checkpoint_path(root, step))
-    except CheckpointError as error:
-        there = [checkpoint_step(path) for path in reversed(find_checkpoints(root)) if looks_whole(path)]
-        remedy = f"there are: {', '.join(map(str, there))}" if there else "the run has none; start it from the model"
-        problem = f"no whole checkpoint of step {step}: {error}"
-        raise ConfigError([Mistake(FIELD, text, problem, remedy)]) from None
+def _other_steps(directory: Path, step: int) -> str:
+    """The steps that could be named instead; that files are there and of their size is all that is looked at."""
+    found = [path for path in reversed(find_checkpoints(directory / "checkpoints")) if looks_whole(path)]
+    there = [str(other) for other in map(checkpoint_step, found) if other != step]
+    return f"there are: {', '.join(there)}" if there else NONE_SAVED
 
 
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+def _runs_there(runs_dir: Path) -> str:
+    """The newest runs that trained; one that evaluated has no steps."""
+    newest = sorted(runs_dir.glob("*/steps"), key=lambda path: path.stat().st_mtime, reverse=True)[:_NUM_NAMED]
+    if not newest:
+        return f"there is none in {runs_dir}; train one first"
+    return f"name a directory of {runs_dir}, the newest are: {', '.join(path.parent.name for path in newest)}"

@@ -3,8 +3,8 @@
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,18 @@ def checked_config(
     settings: Settings,
     *,
     checks: Checks = CHECKS,
+    train: bool = True,
 ) -> TrainConfig:
     """The configuration with its overrides, and proof that model, data, rewards, machine and MLflow are there.
 
-    `checks` are those of what the configuration is for: reinforcement learning or supervised training.
+    `checks` are those of what the configuration is for: reinforcement learning, supervised training or evaluation.
+    Without `train` neither training problems nor a trainer are asked for.
     Warnings are logged. Raises ConfigError with every mistake: field, value and remedy of each.
     """
-    if token := settings.hub_token.get_secret_value():
-        os.environ["HF_TOKEN"] = token
+    settings.use_hub_token()
     resolved, mistakes = _resolved(config, overrides, checks)
     known = {mistake.field for mistake in mistakes}
-    for field, check in _CHECKS.items():
+    for field, check in (_CHECKS if train else _EVALUATION_CHECKS).items():
         if field in known:
             continue
         try:
@@ -90,6 +91,17 @@ def _check_model(config: TrainConfig, settings: Settings) -> list[Mistake]:
     if path.is_file() and (reasons := unsupported_parts(json.loads(path.read_text()))):
         remedy = "choose a model without; Llama and Qwen2 have none of these"
         return [Mistake("model.path", model.path, " and ".join(reasons), remedy)]
+    return _check_context(config)
+
+
+def _check_sampled_model(config: TrainConfig, settings: Settings) -> list[Mistake]:
+    """What the trainer cannot compute, vLLM can."""
+    check_model(config.model.path, revision=config.model.revision, cache_dir=settings.cache_dir)
+    return _check_context(config)
+
+
+def _check_context(config: TrainConfig) -> list[Mistake]:
+    model = config.model
     length = model_context_length(model.path, revision=model.revision)
     return check_model_context(config, length) if length else []
 
@@ -110,6 +122,11 @@ def _check_data(config: TrainConfig, _: Settings) -> list[Mistake]:
     return [Mistake("data.prompts_per_step", wanted, problem, f"lower it to {found}, or give more problems")]
 
 
+def _check_held_out(config: TrainConfig, _: Settings) -> list[Mistake]:
+    load_problems(sources(config)[1])
+    return []
+
+
 def _fault(source: Source) -> str:
     try:
         load_problems(source)
@@ -127,7 +144,7 @@ def _check_rewards(config: TrainConfig, _: Settings) -> list[Mistake]:
     return []
 
 
-def _check_machine(config: TrainConfig, settings: Settings) -> list[Mistake]:
+def _check_machine(config: TrainConfig, settings: Settings, *, train: bool = True) -> list[Mistake]:
     num_gpus = 0 if settings.device == "cpu" else len(visible_devices())
     on_cpu = settings.device == "cpu" or (settings.device == "auto" and num_gpus == 0)
     # Of a cluster this machine knows neither memory nor devices.
@@ -138,6 +155,7 @@ def _check_machine(config: TrainConfig, settings: Settings) -> list[Mistake]:
         num_parameters=_num_parameters(config.model.path),
         on_cpu=on_cpu and not elsewhere,
         num_devices=None if elsewhere else num_gpus,
+        train=train,
     )
 
 
@@ -166,4 +184,9 @@ _CHECKS: dict[str, Check] = {
     "reward.functions": _check_rewards,
     "machine": _check_machine,
     "DRGRPO_MLFLOW_TRACKING_URI": _check_tracking,
+}
+_EVALUATION_CHECKS: dict[str, Check] = _CHECKS | {
+    "model.path": _check_sampled_model,
+    "data": _check_held_out,
+    "machine": partial(_check_machine, train=False),
 }

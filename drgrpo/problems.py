@@ -1,23 +1,31 @@
-"""The problems of a run: both splits loaded, checked and tokenised as the configuration says."""
+"""The problems of a run: its splits loaded, checked and tokenised as the configuration says."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from drgrpo.config import TrainConfig
 from drgrpo.data.generated import PREFIX
-from drgrpo.data.problems import ProblemSet, TokenizedProblem, dataset_digest
+from drgrpo.data.problems import Problem, ProblemSet, TokenizedProblem, dataset_digest
 from drgrpo.data.prompts import default_stop, tokenize_problems
-from drgrpo.data.sources import Source, load_splits
+from drgrpo.data.sources import Source, load_problems, load_splits
 
 
 @dataclass(frozen=True, slots=True)
 class RunProblems:
-    """Training problems in their order of steps, the fixed evaluation subset, and what was dropped on the way."""
+    """Training problems in their order of steps, the fixed evaluation subset, and what was dropped on the way.
 
-    train: ProblemSet[TokenizedProblem]
+    `train` is None where nothing is trained.
+    """
+
+    train: ProblemSet[TokenizedProblem] | None
     evaluation: list[TokenizedProblem]
     stop: tuple[str, ...]
     description: dict[str, Any]
+
+    def of_step(self, step: int) -> list[TokenizedProblem]:
+        """The training problems of iteration `step`."""
+        assert self.train is not None
+        return self.train.problems(step)
 
 
 def sources(config: TrainConfig) -> tuple[Source, Source]:
@@ -47,34 +55,49 @@ def sources(config: TrainConfig) -> tuple[Source, Source]:
     return train, held_out
 
 
-def load_run_problems(config: TrainConfig, tokenizer: Any) -> RunProblems:
-    """Load both splits. Raises DataError that names field, value and remedy."""
-    splits = load_splits(*sources(config))
-    train, num_long = _tokenize(config, splits.train, tokenizer)
-    held_out, num_long_eval = _tokenize(config, splits.held_out, tokenizer)
-    evaluation = held_out[: config.evaluation.num_problems or None]
-    return RunProblems(
-        train=ProblemSet(train, prompts_per_step=config.data.prompts_per_step, seed=config.seed),
-        evaluation=evaluation,
-        stop=(*config.rollout.stop, *default_stop(config.data.prompt_style)),
+def load_run_problems(config: TrainConfig, tokenizer: Any, *, train: bool = True) -> RunProblems:
+    """Load both splits, or without `train` the held-out one. Raises DataError that names field, value and remedy."""
+    source, held_out = sources(config)
+    if not train:
+        return _evaluated(config, load_problems(held_out).problems, tokenizer)
+    splits = load_splits(source, held_out)
+    evaluated = _evaluated(config, splits.held_out, tokenizer)
+    problems, num_long = _tokenize(config, splits.train, tokenizer)
+    dropped = {
+        "train_duplicates": splits.num_train_duplicates,
+        "train_held_out": splits.num_train_held_out,
+        "train_long_prompts": num_long,
+    }
+    return replace(
+        evaluated,
+        train=ProblemSet(problems, prompts_per_step=config.data.prompts_per_step, seed=config.seed),
         description={
-            "train": {"source": config.data.train, "digest": dataset_digest(train), "num_problems": len(train)},
-            "evaluation": {
-                "source": config.data.eval,
-                "digest": dataset_digest(evaluation),
-                "num_problems": len(evaluation),
-            },
-            "dropped": {
-                "train_duplicates": splits.num_train_duplicates,
-                "train_held_out": splits.num_train_held_out,
-                "train_long_prompts": num_long,
-                "evaluation_long_prompts": num_long_eval,
-            },
+            "train": _described(config.data.train, problems),
+            "evaluation": evaluated.description["evaluation"],
+            "dropped": dropped | evaluated.description["dropped"],
         },
     )
 
 
-def _tokenize(config: TrainConfig, problems: list[Any], tokenizer: Any) -> tuple[list[TokenizedProblem], int]:
+def _evaluated(config: TrainConfig, held_out: list[Problem], tokenizer: Any) -> RunProblems:
+    problems, num_long = _tokenize(config, held_out, tokenizer)
+    evaluation = problems[: config.evaluation.num_problems or None]
+    return RunProblems(
+        train=None,
+        evaluation=evaluation,
+        stop=(*config.rollout.stop, *default_stop(config.data.prompt_style)),
+        description={
+            "evaluation": _described(config.data.eval, evaluation),
+            "dropped": {"evaluation_long_prompts": num_long},
+        },
+    )
+
+
+def _described(source: str, problems: list[TokenizedProblem]) -> dict[str, Any]:
+    return {"source": source, "digest": dataset_digest(problems), "num_problems": len(problems)}
+
+
+def _tokenize(config: TrainConfig, problems: list[Problem], tokenizer: Any) -> tuple[list[TokenizedProblem], int]:
     data = config.data
     return tokenize_problems(
         problems,

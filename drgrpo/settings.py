@@ -48,6 +48,11 @@ class Settings(BaseSettings):
         local = self.mlflow_tracking_uri.startswith("sqlite:")
         return (self.root / ".drgrpo" / "mlflow-artifacts").as_uri() if local else None
 
+    def use_hub_token(self) -> None:
+        """Give the token to the Hub's client in this process and in those that it starts."""
+        if token := self.hub_token.get_secret_value():
+            os.environ["HF_TOKEN"] = token
+
 
 def load_settings() -> Settings:
     """Settings of the environment, directories made absolute.

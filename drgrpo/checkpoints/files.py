@@ -7,6 +7,7 @@ read back for its digest would vouch for whatever the disk made of it) and a ful
 import hashlib
 import json
 import os
+import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -80,6 +81,14 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def link_file(source: str | Path, target: str | Path) -> None:
+    """A second name for the file, which nobody writes to any more; a copy where the file system cannot link."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def check_digest(path: Path, record: FileRecord) -> None:

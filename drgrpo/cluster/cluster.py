@@ -35,7 +35,7 @@ class Cluster:
         self.config, self._logs = config, run_dir / "logs"
         start_ray(settings)
         try:
-            self.engines = Engines(config, settings, model_path, run_id, run_dir)
+            self.engines = Engines(config, settings, model_path, run_id, run_dir, train=train)
             self.data: dict[str, Any] = self.engines.host.call("describe")
             if train:
                 self.engines.start_trainer()

@@ -21,7 +21,9 @@ _ANSWER_S = 5.0
 class Engines:
     """Handles of a run's processes; Ray is already up."""
 
-    def __init__(self, config: TrainConfig, settings: Settings, model_path: Path, run_id: str, run_dir: Path) -> None:
+    def __init__(
+        self, config: TrainConfig, settings: Settings, model_path: Path, run_id: str, run_dir: Path, *, train: bool
+    ) -> None:
         self.config, self.settings, self.model_path = config, settings, model_path
         self.on_gpu = uses_gpu(settings)
         self._processes: dict[str, Remote] = {}
@@ -29,7 +31,9 @@ class Engines:
             self._spawn("drgrpo.rollout.engine.RolloutEngine", "rollout", n, config, model_path, on_gpu=self.on_gpu)
             for n in range(config.placement.num_rollout_engines)
         ]
-        self.host = self._spawn("drgrpo.host.Host", "host", 0, config, str(model_path), run_id, str(run_dir))
+        self.host = self._spawn(
+            "drgrpo.host.Host", "host", 0, config, str(model_path), run_id, str(run_dir), train=train
+        )
         self.ranks: list[Remote] = []
 
     def start_trainer(self) -> None:

@@ -10,6 +10,7 @@ from drgrpo.config.checks_demonstrations import check_demonstrations
 from drgrpo.config.checks_plan import (
     check_clip,
     check_data,
+    check_held_out,
     check_microbatch,
     check_minibatch,
     check_placement,
@@ -22,7 +23,9 @@ from drgrpo.config.checks_signal import (
     check_mean_normalization,
     check_overlong,
     check_reward,
+    check_reward_names,
     check_sampling,
+    check_stop,
 )
 from drgrpo.config.checks_text import check_text
 from drgrpo.config.errors import Mistake
@@ -30,20 +33,31 @@ from drgrpo.config.inert import check_inert, check_unread_demonstrations
 from drgrpo.config.machine import check_machine
 from drgrpo.config.train import TrainConfig
 
-__all__ = ["CHECKS", "DEMONSTRATION_CHECKS", "Checks", "check_config", "check_machine", "check_model_context"]
+__all__ = [
+    "CHECKS",
+    "DEMONSTRATION_CHECKS",
+    "EVALUATION_CHECKS",
+    "Checks",
+    "check_config",
+    "check_machine",
+    "check_model_context",
+]
 
 Checks = tuple[Callable[[TrainConfig], list[Mistake]], ...]
 
 CHECKS: Checks = (
     check_group,
     check_reward,
+    check_reward_names,
     check_overlong,
     check_advantage_options,
     check_mean_normalization,
     check_sampling,
+    check_stop,
     check_correction,
     check_minibatch,
     check_data,
+    check_held_out,
     check_schedule,
     check_clip,
     check_microbatch,
@@ -57,9 +71,12 @@ CHECKS: Checks = (
 DEMONSTRATION_CHECKS: Checks = (
     check_demonstrations,
     check_reward,
+    check_reward_names,
     check_overlong,
     check_advantage_options,
+    check_stop,
     check_data,
+    check_held_out,
     check_schedule,
     check_microbatch,
     check_placement,
@@ -67,6 +84,9 @@ DEMONSTRATION_CHECKS: Checks = (
     check_inert,
 )
 """Of supervised training."""
+
+EVALUATION_CHECKS: Checks = (check_reward_names, check_stop, check_held_out, check_text, check_inert)
+"""Of evaluation: nothing that only an update or training problems would suffer from."""
 
 
 def check_config(config: TrainConfig, checks: Checks = CHECKS) -> list[Mistake]:

@@ -26,15 +26,9 @@ def check_minibatch(config: TrainConfig) -> list[Mistake]:
 
 
 def check_data(config: TrainConfig) -> list[Mistake]:
-    """Sources, their sizes, and the wall between training and evaluation."""
-    data, mistakes = config.data, []
-    for path, source, size_path, number in (
-        ("data.train", data.train, "data.num_train_problems", data.num_train_problems),
-        ("data.eval", data.eval, "evaluation.num_problems", config.evaluation.num_problems),
-    ):
-        if source.startswith(PREFIX) and number == 0:
-            problem = f"{path} = {source} generates problems without end"
-            mistakes.append(Mistake(size_path, 0, problem, "give their number", also=(path,)))
+    """The training problems, their number, and the wall between training and evaluation."""
+    data = config.data
+    mistakes = _check_end("data.train", data.train, "data.num_train_problems", data.num_train_problems)
     if 0 < data.num_train_problems < data.prompts_per_step:
         problem = f"one step needs more problems than data.num_train_problems = {data.num_train_problems}"
         remedy = f"lower it to at most {data.num_train_problems}, or raise num_train_problems"
@@ -46,10 +40,24 @@ def check_data(config: TrainConfig) -> list[Mistake]:
         field = "data.eval" if is_file(data.eval) else "data.eval_split"
         value = data.eval if is_file(data.eval) else data.eval_split
         mistakes.append(Mistake(field, value, problem, remedy, also=also))
+    return mistakes
+
+
+def check_held_out(config: TrainConfig) -> list[Mistake]:
+    """The held-out problems, their number, and how a problem becomes a prompt."""
+    data = config.data
+    mistakes = _check_end("data.eval", data.eval, "evaluation.num_problems", config.evaluation.num_problems)
     if "{question}" not in data.prompt_template:
         problem, remedy = "the question never reaches the model", "put `{question}` where it belongs"
         mistakes.append(Mistake("data.prompt_template", data.prompt_template, problem, remedy))
     return mistakes
+
+
+def _check_end(path: str, source: str, size_path: str, number: int) -> list[Mistake]:
+    if not source.startswith(PREFIX) or number:
+        return []
+    problem = f"{path} = {source} generates problems without end"
+    return [Mistake(size_path, 0, problem, "give their number", also=(path,))]
 
 
 def is_file(source: str) -> bool:

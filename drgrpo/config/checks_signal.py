@@ -38,9 +38,13 @@ def check_reward(config: TrainConfig) -> list[Mistake]:
             problem = f"best and worst reward ({max(scaled):g}, {min(scaled):g}) are clipped to the same value"
             also, remedy = ("reward.scaling", "reward.bias", "reward.functions"), "raise it, or set 0 to switch it off"
             mistakes.append(Mistake("reward.clip", reward.clip, problem, remedy, also=also))
-    for message in name_errors(reward.functions):
-        mistakes.append(Mistake("reward.functions", reward.functions, message, "correct the name"))
     return mistakes
+
+
+def check_reward_names(config: TrainConfig) -> list[Mistake]:
+    """Reward functions must be there."""
+    functions = config.reward.functions
+    return [Mistake("reward.functions", functions, text, "correct the name") for text in name_errors(functions)]
 
 
 def check_overlong(config: TrainConfig) -> list[Mistake]:
@@ -98,13 +102,17 @@ def check_sampling(config: TrainConfig) -> list[Mistake]:
         problem = "the trainer's logprobs are of the whole distribution, so the gradient is biased"
         name, value = ("top_p", rollout.top_p) if rollout.top_p < 1 else ("top_k", rollout.top_k)
         mistakes.append(Mistake(f"rollout.{name}", value, problem, "sample with top_p 1 and top_k -1", "warning"))
-    if "" in rollout.stop:
-        mistakes.append(Mistake("rollout.stop", rollout.stop, "an empty string stops at once", "remove it"))
     if rollout.ignore_eos and config.reward.truncated_reward == "zero":
         problem = "every completion runs to its limit, and reward.truncated_reward = zero scores it 0"
         remedy = "set it to false, or truncated_reward to keep; meant for benchmarks only"
         mistakes.append(Mistake("rollout.ignore_eos", True, problem, remedy, "warning"))
     return mistakes
+
+
+def check_stop(config: TrainConfig) -> list[Mistake]:
+    """A completion must be able to begin."""
+    stop = config.rollout.stop
+    return [Mistake("rollout.stop", stop, "an empty string stops at once", "remove it")] if "" in stop else []
 
 
 def check_correction(config: TrainConfig) -> list[Mistake]:

@@ -41,10 +41,10 @@ class ModelShape:
 
 
 def check_memory(
-    config: TrainConfig, *, num_parameters: int, free_bytes: int, on_cpu: bool, kvcache_bytes: int
+    config: TrainConfig, *, num_parameters: int, free_bytes: int, on_cpu: bool, kvcache_bytes: int, train: bool = True
 ) -> list[Mistake]:
-    """Host memory for weights, gradients and optimizer state, where these live in host memory."""
-    needed = host_bytes(config, num_parameters=num_parameters, on_cpu=on_cpu, kvcache_bytes=kvcache_bytes)
+    """Host memory for weights and, with `train`, gradients and optimizer state, where these live in host memory."""
+    needed = host_bytes(config, num_parameters=num_parameters, on_cpu=on_cpu, kvcache_bytes=kvcache_bytes, train=train)
     if needed <= free_bytes:
         return []
     problem = (
@@ -53,22 +53,26 @@ def check_memory(
     )
     remedy = "take a smaller model or free memory"
     if not on_cpu:
-        remedy = "set trainer.offload_optimizer to false, or free memory"
+        remedy = "set trainer.offload_optimizer to false, or free memory" if train else "free memory"
     elif kvcache_bytes > GIB:
         remedy += ", or lower DRGRPO_CPU_KVCACHE_GIB"
     return [Mistake("model.path", config.model.path, problem, remedy)]
 
 
-def host_bytes(config: TrainConfig, *, num_parameters: int, on_cpu: bool, kvcache_bytes: int) -> int:
+def host_bytes(
+    config: TrainConfig, *, num_parameters: int, on_cpu: bool, kvcache_bytes: int, train: bool = True
+) -> int:
     """Bytes of host memory: 12 a parameter for float32 weights and two moments, 4 for the gradient, and the copies.
 
-    Offloaded from a GPU, DeepSpeed keeps the gradient twice: added up, and as the optimizer reads it.
+    Without `train` there is the sampler's copy alone. Offloaded from a GPU, DeepSpeed keeps the gradient twice: added
+    up, and as the optimizer reads it.
     """
     compute = compute_bytes(config)
     if not on_cpu:
-        return PROCESS_BYTES + ((12 + 8) * num_parameters if config.trainer.offload_optimizer else 0)
+        offloaded = train and config.trainer.offload_optimizer
+        return PROCESS_BYTES + ((12 + 8) * num_parameters if offloaded else 0)
     reference = compute * num_parameters if config.loss.kl_coef > 0 else 0
-    trainer = (12 + 4 + compute) * num_parameters + reference
+    trainer = (12 + 4 + compute) * num_parameters + reference if train else 0
     sampler = config.placement.num_rollout_engines * (compute * num_parameters + kvcache_bytes)
     return PROCESS_BYTES + trainer + sampler
 
@@ -102,28 +106,37 @@ def compute_bytes(config: TrainConfig) -> int:
     return 4 if config.model.dtype == "float32" else 2
 
 
-def check_disk(config: TrainConfig, *, num_parameters: int, free_bytes: int, directory: Path) -> list[Mistake]:
-    """Room for the checkpoints kept, the best among them, the one being written, the exported policy and the tables."""
+def check_disk(
+    config: TrainConfig, *, num_parameters: int, free_bytes: int, directory: Path, train: bool = True
+) -> list[Mistake]:
+    """Room for the tables and, with `train`, the exported policy and the checkpoints.
+
+    These are the ones kept, the best among them, and the one being written.
+    """
     kept = config.checkpoint.keep_last + 2 if config.checkpoint.has_cadence else 1
     exported = config.checkpoint.export * compute_bytes(config) * num_parameters
-    needed = kept * 12 * num_parameters + exported + RUN_FILE_BYTES
+    needed = RUN_FILE_BYTES + (kept * 12 * num_parameters + exported if train else 0)
     if needed <= free_bytes:
         return []
-    problem = (
-        f"a run leaves about {needed / GIB:.1f} GiB ({kept} checkpoints of 12 bytes a parameter), "
-        f"{free_bytes / GIB:.1f} GiB are free"
-    )
-    remedy = "free space, set DRGRPO_RUNS_DIR to another disk, or lower checkpoint.keep_last"
+    what, remedy = "tables", "free space, or set DRGRPO_RUNS_DIR to another disk"
+    if train:
+        what = f"{kept} checkpoints of 12 bytes a parameter"
+        remedy = "free space, set DRGRPO_RUNS_DIR to another disk, or lower checkpoint.keep_last"
+    problem = f"a run leaves about {needed / GIB:.1f} GiB ({what}), {free_bytes / GIB:.1f} GiB are free"
     return [Mistake("DRGRPO_RUNS_DIR", str(directory), problem, remedy)]
 
 
-def check_devices(config: TrainConfig, *, num_devices: int) -> list[Mistake]:
-    """Devices for ranks and engines, which share them: the larger of the two counts."""
-    ranks = config.trainer.num_ranks
+def check_devices(config: TrainConfig, *, num_devices: int, train: bool = True) -> list[Mistake]:
+    """Devices for ranks and engines, which share them: the larger of the two counts; without `train` for engines."""
+    ranks = config.trainer.num_ranks if train else 0
     engines = config.placement.num_rollout_engines * config.rollout.tensor_parallel_size
     needed = max(ranks, engines)
     if needed <= num_devices:
         return []
+    if not train:
+        problem = f"{engines} devices of vLLM are needed, there are {num_devices} GPUs"
+        remedy = "lower it or rollout.tensor_parallel_size, or connect to a larger cluster"
+        return [Mistake("placement.num_rollout_engines", config.placement.num_rollout_engines, problem, remedy)]
     problem = f"{ranks} trainer ranks and {engines} devices of vLLM need {needed} GPUs, there are {num_devices}"
     remedy = "lower trainer.num_ranks or placement.num_rollout_engines, or connect to a larger cluster"
     return [Mistake("trainer.num_ranks", ranks, problem, remedy)]
@@ -136,17 +149,21 @@ def check_machine(
     num_parameters: int | None = None,
     on_cpu: bool = True,
     num_devices: int | None = None,
+    train: bool = True,
 ) -> list[Mistake]:
     """All machine checks on this machine; what is unknown (None) is not judged.
 
-    Without the number of parameters only the processes themselves and an empty run are accounted for.
+    Without the number of parameters only the processes themselves and an empty run are accounted for, without `train`
+    no trainer and nothing that it leaves behind.
     """
-    size = num_parameters or 0
+    size, runs = num_parameters or 0, settings.runs_dir
     kvcache = int(settings.cpu_kvcache_gib * GIB) if on_cpu else 0
-    memory = check_memory(config, num_parameters=size, free_bytes=free_memory(), on_cpu=on_cpu, kvcache_bytes=kvcache)
-    runs = settings.runs_dir
-    disk = check_disk(config, num_parameters=size, free_bytes=free_disk(runs), directory=runs)
-    devices = check_devices(config, num_devices=num_devices) if num_devices is not None and not on_cpu else []
+    memory = check_memory(
+        config, num_parameters=size, free_bytes=free_memory(), on_cpu=on_cpu, kvcache_bytes=kvcache, train=train
+    )
+    disk = check_disk(config, num_parameters=size, free_bytes=free_disk(runs), directory=runs, train=train)
+    judged = num_devices is not None and not on_cpu
+    devices = check_devices(config, num_devices=num_devices or 0, train=train) if judged else []
     return [*memory, *disk, *devices]
 
 

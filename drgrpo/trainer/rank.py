@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from drgrpo.checkpoints.model import copy_description
 from drgrpo.config import TrainConfig
 from drgrpo.tables import TableRef, read_table
 from drgrpo.trainer.batch import Sample
@@ -114,7 +115,7 @@ class TrainerRank:
         index = self._write_shards(partial)
         if self.rank == 0:
             (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-            _copy_description(self.model_path, partial)
+            copy_description(self.model_path, partial)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
         return str(final)
@@ -144,13 +145,6 @@ def read_samples(table: TableRef) -> list[Sample]:
         Sample(group, prompt, completion, advantage, tuple(sampled or ()))
         for group, prompt, completion, advantage, sampled in columns
     ]
-
-
-def _copy_description(source: Path, target: Path) -> None:
-    """Config, tokenizer and chat template of the initial model."""
-    for path in source.iterdir():
-        if path.suffix in {".json", ".txt", ".jinja", ".model"} and not path.name.endswith(".index.json"):
-            shutil.copy2(path, target / path.name)
 
 
 def _own_address() -> str:

@@ -79,6 +79,7 @@ def overrides(options: Options) -> dict[str, Any]:
         reward__truncated_reward="keep",
         rollout__sampler_logprobs=True,
         checkpoint__every_steps=1,
+        evaluation__every_steps=1,
     )
 
 
@@ -142,7 +143,7 @@ def test_mlflow_has_every_metric_of_every_step(finished: Finished) -> None:
     evaluated = {
         key: {at for name, at in points if name == key} for key in ("evaluation/greedy", "evaluation/avg_at_k")
     }
-    assert evaluated == {"evaluation/greedy": {0, 2}, "evaluation/avg_at_k": {0, 2}}
+    assert evaluated == {"evaluation/greedy": {0, 1, 2}, "evaluation/avg_at_k": {0, 1, 2}}
     assert any(key.startswith("system/cpu") for key, _ in points)
 
 
@@ -232,6 +233,17 @@ def test_evaluating_the_runs_policy_gives_the_numbers_of_its_last_evaluation(
 ) -> None:
     metrics = evaluate(TrainConfig(), overrides, mlflow_run_id=finished.summary["mlflow_run_id"])
     assert metrics == finished.summary["after"]
+
+
+@pytest.mark.parametrize(("at", "step"), [("", 2), ("@1", 1)])
+def test_evaluating_a_checkpoint_gives_the_numbers_of_the_evaluation_after_its_step(
+    finished: Finished, overrides: dict[str, Any], at: str, step: int
+) -> None:
+    metrics = evaluate(
+        TrainConfig(), overrides | {"data.train": "/nowhere"}, checkpoint=f"{finished.summary['run_id']}{at}"
+    )
+    expected = {record["step"]: record for record in read_history(finished.directory / "evaluations.jsonl")}
+    assert {"step": step, **metrics} == expected[step]
 
 
 def weights(directory: Path) -> dict[str, Any]:

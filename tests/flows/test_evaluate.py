@@ -14,6 +14,7 @@ from drgrpo.config.errors import ConfigError
 from drgrpo.tables import find_table, read_table
 from drgrpo.tracking import TrackingError
 from flows.evaluate import evaluate
+from flows.train import train
 from tests.flows.fake_cluster import NUM_PROBLEMS, Script
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -80,3 +81,31 @@ def test_an_unknown_run_is_named(script: Script, options: Options, machine: Path
     with pytest.raises(TrackingError, match=unknown):
         evaluate(TrainConfig(), options(), mlflow_run_id=unknown)
     assert script.calls == []
+
+
+def test_a_checkpoint_is_evaluated_as_its_run_sampled_it(script: Script, options: Options, machine: Path) -> None:
+    run_id = train(TrainConfig(), options(checkpoint__every_steps=1))["run_id"]
+    script.calls.clear()
+    # Neither the model nor its dtype, which is bfloat16 by default, nor training problems are named.
+    named = {
+        path: value for path, value in options().items() if path not in ("model.path", "model.dtype", "data.train")
+    }
+    evaluate(TrainConfig(), named, checkpoint=f"{run_id}@1")
+    assert script.calls == ["start", "evaluate-0", "close"]
+    model = script.clusters[-1].config.model
+    path = Path(model.path)
+    assert path.parent == machine / ".drgrpo" / "cache" / "models" and path.name.startswith(f"{run_id}-000001-")
+    assert model.dtype == "float32"
+    evaluate(TrainConfig(), named | {"model.dtype": "bfloat16"}, checkpoint=run_id)
+    model = script.clusters[-1].config.model
+    assert Path(model.path).name.startswith(f"{run_id}-000002-") and model.dtype == "bfloat16"
+
+
+def test_a_wrong_checkpoint_starts_nothing(script: Script, options: Options, machine: Path) -> None:
+    for given, told in (
+        ({"checkpoint": "nobody@1"}, "checkpoint = 'nobody@1': there is no run"),
+        ({"checkpoint": "a", "mlflow_run_id": "b"}, "checkpoint = 'a': mlflow_run_id = 'b' names a policy too"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            evaluate(TrainConfig(), options(), **given)
+    assert script.calls == [] and not (machine / ".drgrpo" / "runs").exists()

@@ -3,7 +3,7 @@
 import pytest
 
 from drgrpo.config import TrainConfig
-from drgrpo.config.checks import check_config, check_model_context
+from drgrpo.config.checks import EVALUATION_CHECKS, check_config, check_model_context
 from drgrpo.config.errors import ConfigError
 from drgrpo.config.inert import INERT
 from drgrpo.config.overrides import apply_overrides
@@ -72,6 +72,39 @@ def test_the_defaults_have_neither_errors_nor_warnings():
 )
 def test_what_cannot_learn_or_contradicts_itself_is_an_error(overrides, field):
     assert found(overrides).get(field) == "error"
+
+
+def test_an_evaluation_is_judged_by_what_it_samples_and_not_by_what_training_would_need():
+    of_training = {
+        "rollout.group_size": 1,
+        "rollout.top_k": 1,
+        "trainer.completions_per_update": 100,
+        "trainer.num_ranks": 256,
+        "data.num_train_problems": 1,
+        "data.eval_split": "train",
+        "data.train": "reasoning_gym:chain_sum",
+        "reward.scaling": 0,
+        "optimizer.warmup_steps": 800,
+    }
+    assert check_config(apply_overrides({}, of_training), EVALUATION_CHECKS) == []
+    wrong = {
+        "data.eval": "reasoning_gym:chain_sum",
+        "data.prompt_template": "Solve it.",
+        "reward.functions": {"gms8k": 1},
+        "rollout.stop": [""],
+        "model.revision": "a\0",
+    }
+    mistakes = check_config(apply_overrides({}, wrong), EVALUATION_CHECKS)
+    assert {mistake.field: mistake.severity for mistake in mistakes} == dict.fromkeys(
+        (
+            "reward.functions",
+            "rollout.stop",
+            "evaluation.num_problems",
+            "data.prompt_template",
+            "model.revision",
+        ),
+        "error",
+    )
 
 
 @pytest.mark.parametrize(

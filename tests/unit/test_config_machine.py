@@ -51,6 +51,22 @@ def test_host_memory_on_a_gpu_is_the_offloaded_optimizer_with_its_gradient_kept_
         assert needed == PROCESS_BYTES + expected
 
 
+def test_an_evaluation_needs_the_samplers_memory_alone():
+    # bfloat16: 2 bytes a parameter and the KV cache for each engine; no gradient, no moments, no reference.
+    sizes = {"num_parameters": NUM_PARAMETERS, "kvcache_bytes": GIB, "train": False}
+    two = apply_overrides({}, {"placement.num_rollout_engines": 2, "loss.kl_coef": 0.1, "model.dtype": "float32"})
+    offloaded = apply_overrides({}, {"trainer.offload_optimizer": True})
+    assert host_bytes(TrainConfig(), on_cpu=True, **sizes) == PROCESS_BYTES + 2 * NUM_PARAMETERS + GIB
+    assert host_bytes(two, on_cpu=True, **sizes) == PROCESS_BYTES + 2 * (4 * NUM_PARAMETERS + GIB)
+    assert host_bytes(offloaded, on_cpu=False, **sizes) == PROCESS_BYTES
+    needed = PROCESS_BYTES + 2 * NUM_PARAMETERS + GIB
+    assert check_memory(TrainConfig(), free_bytes=needed, on_cpu=True, **sizes) == []
+    (mistake,) = check_memory(TrainConfig(), free_bytes=needed - 1, on_cpu=True, **sizes)
+    assert "needs about 4.3 GiB" in mistake.problem
+    (mistake,) = check_memory(offloaded, free_bytes=GIB, on_cpu=False, **sizes)
+    assert mistake.remedy == "free memory"
+
+
 SHAPE = ModelShape(num_parameters=1000, hidden=8, intermediate=32, num_layers=3, vocabulary=50, kv_width=4)
 LAYER = 2 * (8 * 8 + 3 * 32)  # bytes of a layer's activations for one token, in bfloat16
 
@@ -124,11 +140,26 @@ def test_disk_counts_the_checkpoints_kept_the_best_and_the_one_being_written(tmp
     assert (mistake.field, mistake.value) == ("DRGRPO_RUNS_DIR", str(tmp_path))
 
 
+def test_the_disk_of_an_evaluation_counts_no_checkpoint_and_no_export(tmp_path):
+    arguments = {"num_parameters": NUM_PARAMETERS, "directory": tmp_path, "train": False}
+    assert check_disk(TrainConfig(), free_bytes=GIB // 2, **arguments) == []
+    (mistake,) = check_disk(TrainConfig(), free_bytes=GIB // 2 - 1, **arguments)
+    assert "about 0.5 GiB (tables)" in mistake.problem and "keep_last" not in mistake.remedy
+
+
 def test_shared_devices_need_the_larger_number():
     values = {"trainer.num_ranks": 4, "placement.num_rollout_engines": 2, "rollout.tensor_parallel_size": 2}
     shared = apply_overrides({}, values)
     assert check_devices(shared, num_devices=4) == []
     assert "need 4 GPUs, there are 3" in check_devices(shared, num_devices=3)[0].problem
+
+
+def test_an_evaluation_needs_devices_for_its_engines_alone():
+    values = {"trainer.num_ranks": 8, "placement.num_rollout_engines": 2, "rollout.tensor_parallel_size": 2}
+    config = apply_overrides({}, values)
+    assert check_devices(config, num_devices=4, train=False) == []
+    (mistake,) = check_devices(config, num_devices=3, train=False)
+    assert mistake.field == "placement.num_rollout_engines" and "4 devices of vLLM" in mistake.problem
 
 
 def test_a_container_limit_counts_without_file_pages(tmp_path):

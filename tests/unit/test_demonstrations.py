@@ -67,7 +67,7 @@ def by_question(table: TableRef, name: str) -> dict[str, Any]:
 def test_a_demonstration_is_the_answers_tokens_and_the_end_token_with_advantage_1(data: Path, tmp_path: Path) -> None:
     table, metrics, host = written(data, tmp_path)
     assert by_question(table, "completion") == {f"q{i}?": answer for i, answer in enumerate(ANSWERS)}
-    for sample, problem in zip(read_samples(table), host.problems.train.problems(0), strict=True):
+    for sample, problem in zip(read_samples(table), host.problems.of_step(0), strict=True):
         assert list(sample.prompt_ids) == problem.prompt_ids
         assert host.tokenizer.decode(sample.completion_ids[:-1]) == problem.problem.answer
         assert (sample.completion_ids[-1], sample.advantage) == (END, 1.0)
@@ -93,7 +93,7 @@ def test_a_column_of_completions_is_imitated_and_the_answer_stays_the_reference(
     table, _, host = written(data, tmp_path, **options)
     assert by_question(table, "completion") == {f"q{i}?": f"A{i} << 1" for i in range(3)}
     assert by_question(table, "answer")["q2?"] == ANSWERS[2]
-    assert {problem.problem.answer for problem in host.problems.train.problems(0)} == set(ANSWERS)
+    assert {problem.problem.answer for problem in host.problems.of_step(0)} == set(ANSWERS)
 
 
 def test_a_completion_over_the_limit_is_left_out_and_counted_and_never_cut(data: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def completions(host: Host, texts: list[str], *, truncated: set[int] = frozenset
 
 def answers(host: Host, step: int, right: list[bool]) -> list[str]:
     """A right or wrong text for each request of a step, in their order."""
-    problems = [problem for problem in host.problems.train.problems(step) for _ in range(4)]
+    problems = [problem for problem in host.problems.of_step(step) for _ in range(4)]
     return [
         problem.problem.answer if is_right else "#### 999" for problem, is_right in zip(problems, right, strict=True)
     ]
@@ -95,7 +95,7 @@ def column(table: TableRef, name: str) -> list[Any]:
 
 
 def test_requests_go_group_by_group_with_a_seed_of_their_own(shared: Host) -> None:
-    problems = shared.problems.train.problems(1)
+    problems = shared.problems.of_step(1)
     requests = shared.requests(1)
     assert [request.prompt_ids for request in requests] == [p.prompt_ids for p in problems for _ in range(4)]
     assert [r.seed for r in requests] == [sample_seed(0, 1, p.id, i) for p in problems for i in range(4)]
@@ -108,7 +108,7 @@ def test_another_run_seed_gives_other_samples_of_other_problems(data: Path, tmp_
     other = make_host(data, tmp_path, seed=1)
     try:
         assert {r.seed for r in other.requests(0)}.isdisjoint(r.seed for r in shared.requests(0))
-        orders = [[p.id for step in range(3) for p in host.problems.train.problems(step)] for host in (other, shared)]
+        orders = [[p.id for step in range(3) for p in host.problems.of_step(step)] for host in (other, shared)]
         assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
     finally:
         other.close()
@@ -129,7 +129,7 @@ def test_evaluation_asks_the_same_at_every_step_and_never_what_training_asks(sha
     assert [r.seed for r in shared.evaluation_requests("greedy")] == [r.seed for r in before[::2]]
     assert {r.seed for r in before}.isdisjoint(r.seed for step in range(9) for r in shared.requests(step))
     held_out = {problem.id for problem in shared.problems.evaluation}
-    assert held_out.isdisjoint(p.id for step in range(9) for p in shared.problems.train.problems(step))
+    assert held_out.isdisjoint(p.id for step in range(9) for p in shared.problems.of_step(step))
 
 
 def test_evaluation_samples_as_training_does_but_greedy_at_temperature_0(data: Path, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_rewards_are_shaped_after_truncation_and_the_penalty_comes_last(data: Pa
     host = make_host(data, tmp_path, **shaping, **penalty)
     try:
         end = host.tokenizer.eos_token_id
-        right = host.problems.train.problems(0)[0].problem.answer.removeprefix("sum ")
+        right = host.problems.of_step(0)[0].problem.answer.removeprefix("sum ")
         short = host.tokenizer.encode(right, add_special_tokens=False)
         assert len(short) < 8
         lengths = [8, 10, 16, 16]  # penalty 2 * (length - 8) / 8: 0, .5, 2, 2
@@ -349,3 +349,16 @@ def test_the_description_counts_and_digests_the_data(shared: Host) -> None:
     assert description["train"]["digest"] != description["evaluation"]["digest"]
     assert len(description["train"]["digest"]) == 64
     assert set(description["dropped"].values()) == {0}
+
+
+def test_a_host_that_only_evaluates_reads_the_held_out_problems_alone(data: Path, shared: Host, tmp_path: Path) -> None:
+    config = make_config(data, data__train="/no/train.jsonl")
+    host = Host(config, str(data / "model"), "run-1", str(tmp_path), train=False)
+    try:
+        assert host.evaluation_requests("sampled") == shared.evaluation_requests("sampled")
+        assert host.describe() == {
+            "evaluation": shared.describe()["evaluation"],
+            "dropped": {"evaluation_long_prompts": 0},
+        }
+    finally:
+        host.close()

@@ -50,7 +50,7 @@ ENGINES = ("demonstrations", "host", "problems", "rollout", "tracking", "trainer
 CLUSTER = ("cluster",)
 RUN = (
     *("comparison", "description", "device_lock", "notice", "opening"),
-    *("origin", "preflight", "rollback", "run", "savepoints"),
+    *("origin", "preflight", "rollback", "run", "savepoints", "stored_policy"),
 )
 LAYERS = (PURE, CONFIG, ENGINES, CLUSTER, RUN)
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from drgrpo.config import TrainConfig
+from drgrpo.config.checks import EVALUATION_CHECKS
 from drgrpo.config.errors import ConfigError
 from drgrpo.config.machine import GIB
 from drgrpo.preflight import checked_config
@@ -193,6 +194,47 @@ def test_all_mistakes_come_at_once_from_configuration_model_data_and_tracking(go
     ]
     assert "did you mean `rollout.group_size`?" in texts[0]
     assert "≥ 0, ≤ 1" in texts[1]
+
+
+def for_evaluation(values: dict[str, Any], settings: Settings) -> TrainConfig:
+    return checked_config(TrainConfig(), values, settings, checks=EVALUATION_CHECKS, train=False)
+
+
+def test_an_evaluation_needs_one_file_and_asks_for_no_training_problems(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    alone = {"model.path": str(good / "model"), "data.eval": str(good / "test.jsonl")}
+    alone |= {"data.max_prompt_tokens": 64, "rollout.max_completion_tokens": 16}  # the model's context is short
+    assert for_evaluation(alone, settings_in(tmp_path)).data.train == "openai/gsm8k"
+    assert for_evaluation(alone | {"data.train": alone["data.eval"]}, settings_in(tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        for_evaluation(alone | {"data.eval": "/no/eval.jsonl"}, settings_in(tmp_path))
+    (mistake,) = caught.value.mistakes
+    assert str(mistake).startswith("data.eval = '/no/eval.jsonl': no such file")
+
+
+def test_an_evaluation_has_room_where_training_has_not(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drgrpo.config.machine.free_memory", lambda: 5 * GIB)
+    monkeypatch.setattr("drgrpo.config.machine.free_disk", lambda _: GIB // 2)
+    # The packaged model's 150 M parameters: 3 + 24 bytes each + 1 in training, 3 + 4 bytes each + 1 here, in GiB.
+    values = overrides(good, model__path="smollm2", model__dtype="float32")
+    assert for_evaluation(values, settings_in(tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        checked_config(TrainConfig(), values, settings_in(tmp_path))
+    assert [mistake.field for mistake in caught.value.mistakes] == ["model.path", "DRGRPO_RUNS_DIR"]
+
+
+def test_an_evaluation_takes_a_model_that_the_trainer_would_compute_wrongly(good: Path, tmp_path: Path) -> None:
+    shutil.copytree(good / "model", tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sliding_window": 64}))
+    (text,) = mistakes(good, tmp_path, model__path=str(tmp_path / "model"))
+    assert "sliding window" in text
+    assert for_evaluation(overrides(good, model__path=str(tmp_path / "model")), settings_in(tmp_path))
 
 
 def test_what_is_probably_not_meant_is_logged(good: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
