@@ -7,6 +7,7 @@ from prefect import flow
 from drgrpo.config import TrainConfig
 from drgrpo.opening import open_run
 from drgrpo.preflight import checked_config
+from drgrpo.rollback import is_tracked
 from drgrpo.settings import load_settings
 from drgrpo.tracking import policy_path
 from flows.identity import identity
@@ -22,10 +23,10 @@ def evaluate(config: TrainConfig, overrides: dict[str, Any] | None = None, mlflo
         overrides: Dotted path to value, for example `{"model.path": "smollm2", "evaluation.num_problems": 64}`.
         mlflow_run_id: Evaluate the policy that this training run recorded in MLflow, instead of `model.path`.
     """
-    settings = load_settings()
+    settings, who = load_settings(), identity()
     overrides = dict(overrides or {})
     if mlflow_run_id:
         overrides["model.path"] = str(policy_path(mlflow_run_id, settings.mlflow_tracking_uri))
-    config = checked_config(config, overrides, settings)
-    with open_run(config, settings, train=False, **identity()) as run:
+    config = checked_config(config, overrides, settings, is_tracked=is_tracked(who["run_id"], settings.runs_dir))
+    with open_run(config, settings, train=False, **who) as run:
         return evaluate_policy(run, step=0)
