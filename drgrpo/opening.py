@@ -45,17 +45,18 @@ def open_run(
         tags: MLflow's tags.
         train: Without it there is no trainer, and the sampler keeps the model's own weights.
 
-    Raises ConfigError when another process holds the directory, or when it belongs to another configuration.
+    Raises ConfigError when another process holds the directory, or when it belongs to another configuration, and
+    TrackingError when MLflow does not answer for a new run.
     """
     directory = settings.runs_dir / check_run_id(run_id)
     with ExitStack() as stack:
         stack.enter_context(hold_output_directory(directory))
         description = _described(directory, config)
         stack.enter_context(hold_devices(settings))
-        tracker = _start_tracker(description, settings, experiment, name, _all_tags(run_id, description, tags))
+        tracker = _start_tracker(run_id, description, settings, experiment, name, _all_tags(description, tags))
+        stack.push(lambda *error: _finish(tracker, error[1]))
         description = replace(description, mlflow_run_id=tracker.run_id)
         write_description(directory, description)
-        stack.push(lambda *error: _finish(tracker, error[1]))
         model_path = resolve_model(config.model.path, revision=config.model.revision, cache_dir=settings.cache_dir)
         cluster = Cluster(config, settings, model_path=model_path, run_id=run_id, run_dir=directory, train=train)
         stack.callback(cluster.close)
@@ -79,8 +80,8 @@ def _described(directory: Path, config: TrainConfig) -> Description:
     return replace(previous, config=config)
 
 
-def _all_tags(run_id: str, description: Description, tags: Mapping[str, str]) -> dict[str, str]:
-    own = {"drgrpo.run_id": run_id, "drgrpo.config_digest": config_digest(description.config)}
+def _all_tags(description: Description, tags: Mapping[str, str]) -> dict[str, str]:
+    own = {"drgrpo.config_digest": config_digest(description.config)}
     if description.forked_from:
         parent = description.parent_mlflow_run_id
         own |= {"drgrpo.forked_from": description.forked_from, "mlflow.parentRunId": parent}
@@ -88,17 +89,18 @@ def _all_tags(run_id: str, description: Description, tags: Mapping[str, str]) ->
 
 
 def _start_tracker(
-    description: Description, settings: Settings, experiment: str, name: str, tags: Mapping[str, str]
+    run_id: str, description: Description, settings: Settings, experiment: str, name: str, tags: Mapping[str, str]
 ) -> Tracker:
     return Tracker.start(
         settings.mlflow_tracking_uri,
         experiment,
         name,
+        own_id=run_id,
         params=description.config.model_dump(mode="json"),
         tags=tags,
         run_id=description.mlflow_run_id or None,
         # The spool of a run outlives its directory's process.
-        spool_dir=settings.runs_dir / tags["drgrpo.run_id"] / "spool",
+        spool_dir=settings.runs_dir / run_id / "spool",
         artifact_location=settings.artifact_location,
     )
 

@@ -23,7 +23,7 @@ from drgrpo.packaged_model import PACKAGED_MODELS
 from drgrpo.problems import sources
 from drgrpo.rewards.pool import check_reward_functions
 from drgrpo.settings import Settings
-from drgrpo.tracking import check_tracking_uri
+from drgrpo.tracking import MlflowAway, check_tracking_uri
 
 Check = Callable[[TrainConfig, Settings], list[Mistake]]
 
@@ -44,11 +44,14 @@ def checked_config(
     *,
     checks: Checks = CHECKS,
     train: bool = True,
+    is_tracked: bool = False,
 ) -> TrainConfig:
     """The configuration with its overrides, and proof that model, data, rewards, machine and MLflow are there.
 
     `checks` are those of what the configuration is for: reinforcement learning, supervised training or evaluation.
-    Without `train` neither training problems nor a trainer are asked for.
+    Without `train` neither training problems nor a trainer are asked for. A run that `is_tracked` in MLflow already
+    goes on while that is away, which is then a warning.
+
     Warnings are logged. Raises ConfigError with every mistake: field, value and remedy of each.
     """
     settings.use_hub_token()
@@ -60,7 +63,8 @@ def checked_config(
         try:
             mistakes += check(resolved, settings)
         except (ValueError, OSError, RuntimeError) as error:
-            mistakes.append(_Told(field, None, str(error), ""))
+            is_bearable = is_tracked and isinstance(error, MlflowAway)
+            mistakes.append(_Told(field, None, str(error), "", severity="warning" if is_bearable else "error"))
     errors = [mistake for mistake in mistakes if mistake.severity == "error"]
     if errors:
         raise ConfigError(errors)
@@ -174,7 +178,7 @@ def _num_parameters(path: str) -> int | None:
 def _check_tracking(_: TrainConfig, settings: Settings) -> list[Mistake]:
     if settings.mlflow_tracking_uri.startswith("sqlite:///"):
         settings.root.joinpath(".drgrpo").mkdir(parents=True, exist_ok=True)
-    check_tracking_uri(settings.mlflow_tracking_uri, field="DRGRPO_MLFLOW_TRACKING_URI")
+    check_tracking_uri(settings.mlflow_tracking_uri)
     return []
 
 

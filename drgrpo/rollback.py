@@ -39,6 +39,14 @@ def roll_back(run_id: str, last_good: int, config: TrainConfig, runs_dir: Path) 
     return new_id
 
 
+def is_tracked(run_id: str, runs_dir: Path) -> bool:
+    """Whether `run_id`, or the run that goes on for it, is in MLflow already: then it goes on while that is away."""
+    description = read_description(runs_dir / run_id)
+    while description and description.continued_by:
+        description = read_description(runs_dir / description.continued_by)
+    return bool(description and description.mlflow_run_id)
+
+
 def newest_run(run_id: str, config: TrainConfig, runs_dir: Path) -> tuple[str, TrainConfig]:
     """The run that goes on for `run_id` after its rollbacks, and its configuration; often itself and `config`.
 

@@ -10,7 +10,7 @@ from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 
 from drgrpo.comparison.comparison import Comparison
-from drgrpo.comparison.opening import check_origin, open_comparison
+from drgrpo.comparison.opening import check_origin, is_tracked, open_comparison
 from drgrpo.comparison.plan import ArmRun, plan_arms
 from drgrpo.comparison.processes import ArmDied, ArmProcesses
 from drgrpo.config import TrainConfig
@@ -47,7 +47,8 @@ def compare(
     who = identity()
     if resume_from:
         who["run_id"] = check_origin(resume_from, settings)
-    runs = plan_arms(config, overrides or {}, arms, seeds, settings, who["run_id"])
+    tracked = is_tracked(who["run_id"], settings)
+    runs = plan_arms(config, overrides or {}, arms, seeds, settings, who["run_id"], is_tracked=tracked)
     with open_comparison(runs, settings, **who) as comparison:
         with ArmProcesses(grace_s=max(_GRACE_S, settings.preemption_notice_s)) as processes:
             Schedule(comparison, processes).run()

@@ -10,6 +10,7 @@ from drgrpo.config.errors import ConfigError, Mistake
 from drgrpo.config.overrides import apply_overrides
 from drgrpo.opening import open_run
 from drgrpo.preflight import checked_config
+from drgrpo.rollback import is_tracked
 from drgrpo.settings import load_settings
 from drgrpo.stored_policy import stored_policy
 from drgrpo.tracking import policy_path
@@ -29,7 +30,7 @@ def evaluate(
         mlflow_run_id: Evaluate the policy that this training run recorded in MLflow, instead of `model.path`.
         checkpoint: Evaluate a training checkpoint instead: `<run id>` for the run's newest, or `<run id>@<step>`.
     """
-    settings = load_settings()
+    settings, who = load_settings(), identity()
     overrides = dict(overrides or {})
     if mlflow_run_id and checkpoint:
         problem = f"mlflow_run_id = {mlflow_run_id!r} names a policy too"
@@ -40,6 +41,7 @@ def evaluate(
         model = stored_policy(checkpoint, settings)
         config = apply_overrides(config, {"model.dtype": model.dtype})
         overrides["model.path"] = model.path
-    config = checked_config(config, overrides, settings, checks=EVALUATION_CHECKS, train=False)
-    with open_run(config, settings, train=False, **identity()) as run:
+    tracked = is_tracked(who["run_id"], settings.runs_dir)
+    config = checked_config(config, overrides, settings, checks=EVALUATION_CHECKS, train=False, is_tracked=tracked)
+    with open_run(config, settings, train=False, **who) as run:
         return evaluate_policy(run, step=0)

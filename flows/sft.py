@@ -6,7 +6,6 @@ from prefect import flow
 
 from drgrpo.config import TrainConfig
 from drgrpo.config.checks import DEMONSTRATION_CHECKS
-from drgrpo.preflight import checked_config
 from drgrpo.run import Run
 from drgrpo.settings import load_settings
 from flows.recovery import beginning, to_the_end
@@ -28,8 +27,8 @@ def sft(config: TrainConfig, overrides: dict[str, Any] | None = None, resume_fro
         resume_from: Id of a run to go on with, or `<run id>@<step>` to fork it at a checkpoint, with other overrides.
     """
     settings = load_settings()
-    config = checked_config(config, overrides or {}, settings, checks=DEMONSTRATION_CHECKS)
-    return to_the_end(iterate, config, settings, beginning(resume_from, config, settings))
+    config, who = beginning(resume_from, config, overrides or {}, settings, checks=DEMONSTRATION_CHECKS)
+    return to_the_end(iterate, config, settings, who)
 
 
 def iterate(run: Run) -> dict[str, Any]:

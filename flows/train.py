@@ -5,7 +5,6 @@ from typing import Any
 from prefect import flow
 
 from drgrpo.config import TrainConfig
-from drgrpo.preflight import checked_config
 from drgrpo.run import Run
 from drgrpo.settings import load_settings
 from flows.recovery import beginning, to_the_end
@@ -26,8 +25,8 @@ def train(config: TrainConfig, overrides: dict[str, Any] | None = None, resume_f
         resume_from: Id of a run to go on with, or `<run id>@<step>` to fork it at a checkpoint, with other overrides.
     """
     settings = load_settings()
-    config = checked_config(config, overrides or {}, settings)
-    return to_the_end(iterate, config, settings, beginning(resume_from, config, settings))
+    config, who = beginning(resume_from, config, overrides or {}, settings)
+    return to_the_end(iterate, config, settings, who)
 
 
 def iterate(run: Run) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
+from drgrpo.checkpoints.files import replace_file
 from drgrpo.comparison.comparison import Comparison
 from drgrpo.comparison.plan import ArmRun
 from drgrpo.config.errors import ConfigError, Mistake
@@ -35,9 +35,11 @@ def open_comparison(
     """
     directory = settings.runs_dir / run_id
     with hold_output_directory(directory):
-        tracker = _start_tracker(runs, settings, directory, experiment, name, {"drgrpo.comparison": run_id, **tags})
+        tracker = _start_tracker(runs, settings, run_id, experiment, name, {"drgrpo.comparison": run_id, **tags})
         status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
         try:
+            values = {"mlflow_run_id": tracker.run_id, "runs": [run.run_id for run in runs]}
+            replace_file(directory / _NAME, values)
             yield Comparison(runs, settings, run_id, experiment=experiment, name=name, tracker=tracker)
             status = "FINISHED"
         except Exception:
@@ -56,34 +58,38 @@ def check_origin(run_id: str, settings: Settings) -> str:
     return run_id
 
 
+def is_tracked(run_id: str, settings: Settings) -> bool:
+    """Whether the comparison is in MLflow already: then it goes on while that is away."""
+    return (settings.runs_dir / run_id / _NAME).exists()
+
+
 def _start_tracker(
     runs: Sequence[ArmRun],
     settings: Settings,
-    directory: Path,
+    run_id: str,
     experiment: str,
     name: str,
     tags: Mapping[str, str],
 ) -> Tracker:
-    path, uri = directory / _NAME, settings.mlflow_tracking_uri
+    path = settings.runs_dir / run_id / _NAME
     known = json.loads(path.read_text())["mlflow_run_id"] if path.exists() else None
     params: dict[str, Any] = {
         "arms": {run.arm: dict(run.overrides) or "as configured" for run in runs},
         "seeds": sorted({run.seed for run in runs}),
         **_shared(runs),
     }
-    tracker = Tracker.start(
-        uri,
+    return Tracker.start(
+        settings.mlflow_tracking_uri,
         experiment,
         name,
+        own_id=run_id,
         params=params,
         tags=tags,
         run_id=known,
-        spool_dir=directory / "spool",
+        spool_dir=path.parent / "spool",
         artifact_location=settings.artifact_location,
         system_metrics=False,
     )
-    path.write_text(json.dumps({"mlflow_run_id": tracker.run_id, "runs": [run.run_id for run in runs]}, indent=1))
-    return tracker
 
 
 def _shared(runs: Sequence[ArmRun]) -> dict[str, Scalar]:

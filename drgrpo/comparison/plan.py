@@ -62,10 +62,18 @@ class _OfArms(Mistake):
 
 
 def plan_arms(
-    config: TrainConfig, overrides: Mapping[str, Any], arms: Arms, seeds: Sequence[int], settings: Settings, run_id: str
+    config: TrainConfig,
+    overrides: Mapping[str, Any],
+    arms: Arms,
+    seeds: Sequence[int],
+    settings: Settings,
+    run_id: str,
+    *,
+    is_tracked: bool = False,
 ) -> list[ArmRun]:
     """The runs of comparison `run_id`, seed by seed: what ends early has whole pairs.
 
+    `is_tracked` is for `checked_config`.
     Raises ConfigError with every mistake of every arm, the arm named.
     """
     common, shared_mistakes = _common(config, overrides)
@@ -73,7 +81,7 @@ def plan_arms(
     configs: dict[str, TrainConfig] = {}
     for name, changes in arms.items():
         try:
-            configs[name] = checked_config(common, changes, settings)
+            configs[name] = checked_config(common, changes, settings, is_tracked=is_tracked)
         except ConfigError as error:
             found[name] += error.mistakes
     for name, resolved in configs.items():

@@ -10,7 +10,7 @@ Loading a run's policy takes three lines:
 """
 
 from drgrpo.tracking.access import check_tracking_uri, deliver_spools, policy_path
-from drgrpo.tracking.store import TrackingError
+from drgrpo.tracking.store import MlflowAway, TrackingError
 from drgrpo.tracking.tracker import Tracker
 
-__all__ = ["Tracker", "TrackingError", "check_tracking_uri", "deliver_spools", "policy_path"]
+__all__ = ["MlflowAway", "Tracker", "TrackingError", "check_tracking_uri", "deliver_spools", "policy_path"]

@@ -3,11 +3,14 @@
 import sys
 from pathlib import Path
 
-from drgrpo.tracking import check_tracking_uri, deliver_spools
+from drgrpo.tracking import TrackingError, check_tracking_uri, deliver_spools
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    check_tracking_uri(sys.argv[1], field="TRACKING_URI")
-    num_left = deliver_spools(sys.argv[1], Path(sys.argv[2]))
+    try:
+        check_tracking_uri(sys.argv[1], field="TRACKING_URI")
+        num_left = deliver_spools(sys.argv[1], Path(sys.argv[2]))
+    except TrackingError as error:
+        sys.exit(str(error))
     sys.exit(f"{num_left} events still wait in {sys.argv[2]}" if num_left else 0)

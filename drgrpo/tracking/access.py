@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from drgrpo.config.output_lock import check_output_directory
 from drgrpo.redaction import mask
 from drgrpo.tracking.policy import POLICY_TAG
 from drgrpo.tracking.spool import Spool
@@ -12,11 +13,11 @@ from drgrpo.tracking.store import MlflowStore, TrackingError
 _SCHEMES = ("http", "https", "databricks", "sqlite", "postgresql", "mysql", "mssql")
 
 
-def check_tracking_uri(uri: str, *, field: str = "DRGRPO_MLFLOW_URI") -> None:
+def check_tracking_uri(uri: str, *, field: str = "DRGRPO_MLFLOW_TRACKING_URI") -> None:
     """Ask MLflow for an answer before anything heavy starts.
 
     Raises:
-        TrackingError: Naming the field, its value and a remedy.
+        TrackingError: Naming the field, its value and a remedy; `MlflowAway` when the store may come back.
     """
     remedy = (
         f"start one with `make serve`, or set {field} to a server (http://host:port) or sqlite:////absolute/path.db"
@@ -30,7 +31,7 @@ def check_tracking_uri(uri: str, *, field: str = "DRGRPO_MLFLOW_URI") -> None:
     try:
         MlflowStore(uri).ping()
     except TrackingError as error:
-        raise TrackingError(
+        raise type(error)(
             f"{field} = {_shown(uri)}: MLflow does not answer ({mask(str(error))[:300]}); {remedy}"
         ) from error
 
@@ -56,6 +57,12 @@ def policy_path(run_id: str, tracking_uri: str = "") -> Path:
 
 
 def deliver_spools(uri: str, spool_dir: Path, *, timeout_s: float = 60.0) -> int:
-    """Deliver what earlier runs left in `spool_dir`; returns the number of events that still wait."""
+    """Deliver what earlier runs left in `spool_dir`; returns the number of events that still wait.
+
+    Raises:
+        TrackingError: Naming the process that delivers them already, a run that goes on for example.
+    """
+    for mistake in check_output_directory(spool_dir):
+        raise TrackingError(str(mistake))
     store = MlflowStore(uri)
     return sum(Spool(journal, store.apply).close(timeout_s) for journal in sorted(spool_dir.glob("*.jsonl")))

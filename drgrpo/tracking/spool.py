@@ -6,9 +6,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from drgrpo.checkpoints.files import replace_file, sync_directory
+from drgrpo.config.output_lock import check_output_directory, hold_output_directory
 from drgrpo.redaction import mask
 
 Event = Mapping[str, Any]
@@ -21,51 +24,53 @@ class Unreachable(Exception):
 
 
 class Spool:
-    """A journal of JSON lines and a cursor behind which everything is delivered.
+    """A journal of JSON lines and a cursor behind which everything is delivered. The journal is kept as a whole.
 
-    `append` writes and syncs the journal and returns; a daemon thread hands the events to `deliver` one by one. An
-    event may be delivered twice (a crash between delivery and the cursor), never out of order and never lost, so
-    `deliver` has to be idempotent. An event that `deliver` refuses (any exception but `Unreachable`) is set aside in
-    `<journal>.refused`, so that one bad event does not hold back the others.
+    `append` writes and syncs the journal and returns; a daemon thread hands the events to `deliver` one by one, for as
+    long as it takes. An event may be delivered twice (a crash between delivery and the cursor, a cursor that cannot be
+    read), never out of order and never lost, so `deliver` has to be idempotent. What `deliver` refuses (any exception
+    but `Unreachable`) and what is no JSON is set aside in `<journal>.refused`, so that it does not hold back the rest.
 
     Args:
-        path: Journal; what an earlier process left in it is delivered first.
+        path: Journal; what an earlier process left in it is delivered first. Its directory is held until `close`.
         deliver: Called with one event; raises `Unreachable` to be called again with it later.
         retry_s: Pause after an unreachable attempt, seconds.
+        wait_s: How long to wait for another process that holds the directory, seconds.
+
+    Raises ConfigError, which names that process, when it does not leave in time.
     """
 
-    def __init__(self, path: Path, deliver: Callable[[Event], None], *, retry_s: float = 5.0) -> None:
+    def __init__(
+        self, path: Path, deliver: Callable[[Event], None], *, retry_s: float = 5.0, wait_s: float = 0.0
+    ) -> None:
         self.path, self.num_refused = path, 0
         self._deliver, self._retry_s = deliver, retry_s
         self._cursor_path = path.with_name(path.name + ".cursor")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._held = _hold(path.parent, wait_s)
+        self._journal = path.open("ab", buffering=0)  # a failed write leaves nothing behind for the next
+        sync_directory(path.parent)
         self._cursor, self._end = self._recover()
         self._changed = threading.Condition()
-        self._closed = self._hurry = False
+        self._closed = self._hurry = self._left = False
         self._failed_attempt = float("-inf")
-        self._journal = path.open("ab")
         self._thread = threading.Thread(target=self._run, name=f"spool-{path.stem}", daemon=True)
         self._thread.start()
 
     @property
     def num_pending(self) -> int:
         """Events not delivered yet."""
-        return len(self.pending())
-
-    def pending(self) -> list[Event]:
-        """Events not delivered yet, oldest first."""
-        with self._changed:
-            cursor, end = self._cursor, self._end
-        with self.path.open("rb") as journal:
-            journal.seek(cursor)
-            return [json.loads(line) for line in journal.read(end - cursor).splitlines()]
+        with self._changed, self.path.open("rb") as journal:
+            journal.seek(self._cursor)
+            return journal.read(self._end - self._cursor).count(b"\n")
 
     def append(self, event: Event) -> None:
-        """Put a JSON-able event on disk (synced) for delivery."""
+        """Put a JSON-able event on disk (synced) for delivery. Raises OSError, for a full disk too."""
         line = json.dumps(event, allow_nan=False).encode() + b"\n"
         with self._changed:
-            self._journal.write(line)
-            self._journal.flush()
+            self._journal.truncate(self._end)  # what a full disk left of the line before
+            rest = memoryview(line)
+            while rest:
+                rest = rest[self._journal.write(rest) :]
             os.fsync(self._journal.fileno())
             self._end += len(line)
             self._changed.notify_all()
@@ -84,26 +89,27 @@ class Spool:
 
     def close(self, timeout_s: float) -> int:
         """Flush, stop the thread, and return the number of events that stay on disk for a later process."""
-        num_pending = self.flush(timeout_s)
+        self.flush(timeout_s)
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join(timeout=1.0)
+        with self._changed:
+            self._left = True
+        num_pending = self.num_pending
         self._journal.close()
+        self._held.close()
         return num_pending
 
     def _recover(self) -> tuple[int, int]:
-        content = self.path.read_bytes() if self.path.exists() else b""
+        content = self.path.read_bytes()
         end = content.rfind(b"\n") + 1  # a crash in the middle of a write leaves a torn last line
-        cursor = int(self._cursor_path.read_text()) if self._cursor_path.exists() else 0
-        if cursor >= end:
-            # The cursor goes first: a crash in between delivers again, the other order would skip events.
-            self._cursor_path.unlink(missing_ok=True)
-            self.path.unlink(missing_ok=True)
-            self.path.touch()
-            return 0, 0
-        os.truncate(self.path, end)
-        return cursor, end
+        self._journal.truncate(end)
+        try:
+            cursor = int(self._cursor_path.read_text())
+        except (FileNotFoundError, ValueError):
+            return 0, end
+        return (cursor if 0 < cursor <= end and content[cursor - 1 : cursor] == b"\n" else 0), end
 
     def _run(self) -> None:
         with self.path.open("rb") as journal:
@@ -112,30 +118,29 @@ class Spool:
                 line = journal.readline()
                 started = time.monotonic()
                 try:
-                    self._attempt(json.loads(line))
-                except Unreachable as error:
+                    self._attempt(line)
+                    self._advance(len(line))
+                except (Unreachable, OSError) as error:  # OSError: no room for the cursor
                     logger.debug("not delivered yet: %s", error)
                     self._pause(started)
-                else:
-                    self._advance(len(line))
 
-    def _attempt(self, event: Event) -> None:
+    def _attempt(self, line: bytes) -> None:
         try:
-            self._deliver(event)
+            self._deliver(json.loads(line))
         except Unreachable:
             raise
         except Exception as error:
-            self.num_refused += 1
             reason = mask(str(error))
             logger.warning("refused by the tracking server, set aside in %s.refused: %s", self.path, reason)
             with self.path.with_name(self.path.name + ".refused").open("a") as refused:
-                refused.write(json.dumps({"error": reason, "event": event}) + "\n")
+                refused.write(json.dumps({"error": reason, "event": line.decode(errors="replace").strip()}) + "\n")
+            self.num_refused += 1
 
     def _advance(self, num_bytes: int) -> None:
-        staged = self._cursor_path.with_name(self._cursor_path.name + ".new")
-        staged.write_text(str(self._cursor + num_bytes))
-        staged.replace(self._cursor_path)
         with self._changed:
+            if self._left:  # the request took longer than `close`, and the journal may be another's by now
+                return
+            replace_file(self._cursor_path, self._cursor + num_bytes)
             self._cursor += num_bytes
             self._changed.notify_all()
 
@@ -150,3 +155,23 @@ class Spool:
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._hurry or self._closed, self._retry_s)
             self._hurry = False
+
+
+def read_events(path: Path) -> list[Event]:
+    """All whole events of a journal, delivered or not, oldest first; none without a journal."""
+    lines = path.read_bytes().rpartition(b"\n")[0].splitlines() if path.exists() else []
+    events = []
+    for line in lines:
+        try:
+            events.append(json.loads(line))
+        except ValueError:  # set aside when its turn came
+            continue
+    return [event for event in events if isinstance(event, dict)]
+
+
+def _hold(directory: Path, wait_s: float) -> ExitStack:
+    deadline, held = time.monotonic() + wait_s, ExitStack()
+    while time.monotonic() < deadline and check_output_directory(directory):
+        time.sleep(0.2)
+    held.enter_context(hold_output_directory(directory))
+    return held

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -12,6 +13,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
+from requests import HTTPError
+from sqlalchemy.exc import SQLAlchemyError
 
 from drgrpo.redaction import mask
 from drgrpo.tracking.policy import record_policy
@@ -20,10 +23,16 @@ from drgrpo.tracking.spool import Event, Unreachable
 _TABLES_TAG = "mlflow.loggedArtifacts"  # where MLflow's UI looks for the artifacts that it shows as tables
 _REFUSALS = frozenset({400, 404, 409, 413, 422})
 _TERMINAL = frozenset({"FINISHED", "FAILED", "KILLED"})
+_RUN_TAG = "drgrpo.run_id"
+_FAILURES = (MlflowException, OSError, SQLAlchemyError)
 
 
 class TrackingError(RuntimeError):
     """MLflow is out of reach, or does not have what it was asked for."""
+
+
+class MlflowAway(TrackingError):
+    """MLflow does not answer, or answers with a failure of its own: it may come back."""
 
 
 def bound_requests() -> None:
@@ -47,8 +56,11 @@ class MlflowStore:
         self.uri = _without_login(uri) or None
         self._system_metrics = system_metrics
         self._monitor: SystemMetricsMonitor | None = None
-        with _named("the tracking URI"):
-            self.client = MlflowClient(self.uri)
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """Made at the first request, because a database has to answer for it."""
+        return MlflowClient(self.uri)
 
     def ping(self) -> None:
         """Ask for one experiment. Raises: TrackingError."""
@@ -69,15 +81,13 @@ class MlflowStore:
             )
         return str(found.experiment_id)
 
-    def create_run(self, experiment_id: str, run_name: str) -> str:
-        """Id of a new run."""
+    def run_id(self, own_id: str, experiment_id: str, run_name: str) -> str:
+        """Id of the run with the tag `own_id`, made when there is none: a kill may have come before it was noted."""
         with _named(f"the run {run_name!r}"):
-            return str(self.client.create_run(experiment_id, run_name=run_name).info.run_id)
-
-    def experiment_of(self, run_id: str) -> str:
-        """Id of a run's experiment."""
-        with _named(f"the run {run_id}"):
-            return str(self.client.get_run(run_id).info.experiment_id)
+            found = self.client.search_runs([experiment_id], f"tags.`{_RUN_TAG}` = '{own_id}'", max_results=1)
+            if not found:
+                found = [self.client.create_run(experiment_id, run_name=run_name, tags={_RUN_TAG: own_id})]
+            return str(found[0].info.run_id)
 
     def tags(self, run_id: str) -> dict[str, str]:
         """Tags of a run."""
@@ -100,7 +110,7 @@ class MlflowStore:
         arguments = {key: value for key, value in event.items() if key != "kind"}
         try:
             getattr(self, f"put_{event['kind']}")(**arguments)
-        except (MlflowException, OSError) as error:
+        except _FAILURES as error:
             if _is_outage(error):
                 raise Unreachable(mask(str(error))) from error
             raise
@@ -178,8 +188,9 @@ class MlflowStore:
 def _named(what: str) -> Iterator[None]:
     try:
         yield
-    except (MlflowException, OSError) as error:
-        raise TrackingError(mask(f"{what}: {error}")) from error
+    except _FAILURES as error:
+        kind = MlflowAway if _is_outage(error) else TrackingError
+        raise kind(mask(f"{what}: {error}")) from error
 
 
 def _without_login(uri: str) -> str:
@@ -194,6 +205,8 @@ def _without_login(uri: str) -> str:
 def _is_outage(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         return error.get_http_status_code() not in _REFUSALS
+    if isinstance(error, HTTPError) and error.response is not None:  # of an artifact
+        return error.response.status_code not in _REFUSALS
     return not isinstance(error, FileNotFoundError)
 
 

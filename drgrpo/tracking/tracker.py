@@ -4,16 +4,18 @@ import logging
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from drgrpo.redaction import is_secret, mask
 from drgrpo.tracking.context import environment_tags, finite_metrics, flat_params
-from drgrpo.tracking.spool import Spool
-from drgrpo.tracking.store import MlflowStore, json_table
+from drgrpo.tracking.spool import Event, Spool, read_events
+from drgrpo.tracking.store import MlflowAway, MlflowStore, json_table
 
 logger = logging.getLogger(__name__)
+
+_WAIT_S = 120.0  # for a delivery by hand, which takes a minute at most
 
 
 class Tracker:
@@ -21,19 +23,17 @@ class Tracker:
 
     Attributes:
         run_id: MLflow's id of the run; keep it, `start` continues the run with it.
-        experiment_id: MLflow's id of the experiment.
         num_skipped: Points that were not logged because the run has them already.
     """
 
-    def __init__(self, store: MlflowStore, run_id: str, experiment_id: str, spool_dir: Path) -> None:
-        self.run_id, self.experiment_id, self.num_skipped = run_id, experiment_id, 0
+    def __init__(self, store: MlflowStore, run_id: str, spool_dir: Path) -> None:
+        self.run_id, self.num_skipped = run_id, 0
         self._store = store
         self._files = spool_dir / f"{run_id}.files"
-        self._spool = Spool(spool_dir / f"{run_id}.jsonl", store.apply)
-        self._last_step = store.last_steps(run_id)
-        for event in self._spool.pending():
-            if event["kind"] == "metrics":
-                self._last_step.update(dict.fromkeys(event["metrics"], event["step"]))
+        journal = spool_dir / f"{run_id}.jsonl"
+        # The journal first: what is delivered between the two looks is in both, and not in neither.
+        self._last_step = _last_steps(read_events(journal), store, run_id)
+        self._spool = Spool(journal, store.apply, wait_s=_WAIT_S)
 
     @classmethod
     def start(
@@ -42,6 +42,7 @@ class Tracker:
         experiment: str,
         run_name: str,
         *,
+        own_id: str,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
         run_id: str | None = None,
@@ -51,23 +52,32 @@ class Tracker:
     ) -> Self:
         """Make a run, or continue the run `run_id`: its parameters and points stay.
 
+        A run that was started with the same `spool_dir` before also goes on while MLflow is away.
+
         Args:
             uri: Tracking URI of a server or a database.
             experiment: Name, made when missing; `artifact_location` is its artifacts' place, else the server's choice.
+            own_id: Our id of the run, the tag `drgrpo.run_id`: by it the run is found when a kill came before `run_id`
+                was kept.
             params: The resolved config; nested keys become dotted, secrets are left out or masked.
             tags: `prefect.flow_run_url` also becomes a link in the run's description.
             spool_dir: Folder on a disk that outlives the process; a resumed run needs the same one.
 
         Raises:
-            TrackingError: MLflow is out of reach, or does not know the experiment or the run.
+            TrackingError: MLflow does not know the experiment or the run, or is out of reach (`MlflowAway`).
+            ConfigError: Another process delivers the spool.
         """
         store = MlflowStore(uri, system_metrics=system_metrics)
         if run_id is None:
-            run_id = store.create_run(store.experiment_id(experiment, artifact_location), run_name)
-        tracker = cls(store, run_id, store.experiment_of(run_id), spool_dir)
-        tracker._put("status", status="RUNNING", timestamp=_now_ms())
-        tracker._put("params", params=flat_params(params))
-        tracker.set_tags(environment_tags() | _description(tags) | dict(tags))
+            run_id = store.run_id(own_id, store.experiment_id(experiment, artifact_location), run_name)
+        tracker = cls(store, run_id, spool_dir)
+        try:
+            tracker._put("status", status="RUNNING", timestamp=_now_ms())
+            tracker._put("params", params=flat_params(params))
+            tracker.set_tags(environment_tags() | _description(tags) | dict(tags))
+        except OSError:
+            tracker._spool.close(0.0)
+            raise
         return tracker
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -86,11 +96,6 @@ class Tracker:
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Upload a file or folder, which has to stay in place until it is delivered."""
         self._put("artifact", path=str(path.resolve()), folder=folder)
-
-    def log_text(self, text: str, file: str) -> None:
-        """Store `text` as the artifact `file` (`folder/name.txt`, `folder/name.md`)."""
-        staged = self._stage(text, file)
-        self._put("artifact", path=str(staged), folder=_folder(file))
 
     def log_table(self, rows: list[dict[str, Any]], file: str) -> None:
         """Store rows as the artifact `file` (`.json`), shown as a table. Cells from a model: `report.samples_table`."""
@@ -128,8 +133,10 @@ class Tracker:
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED", *, timeout_s: float = 10.0) -> int:
         """End the run after a last attempt to deliver; returns the number of events that stay in the spool."""
-        self._put("status", status=status, timestamp=_now_ms())
-        num_pending = self._spool.close(timeout_s)
+        try:
+            self._put("status", status=status, timestamp=_now_ms())
+        finally:  # also without room for it: the run may go on in this process
+            num_pending = self._spool.close(timeout_s)
         if num_pending:
             self._store.stop_monitor()
             command = f"python -m drgrpo.tracking {mask(self._store.uri or '')} {self._files.parent}"
@@ -144,7 +151,7 @@ class Tracker:
 
     def run_url(self, ui_url: str) -> str:
         """Address of the run in MLflow's UI."""
-        return f"{mask(ui_url).rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"{mask(ui_url).rstrip('/')}/#/runs/{self.run_id}"
 
     def _put(self, kind: str, **arguments: Any) -> None:
         self._spool.append({"kind": kind, "run_id": self.run_id, **arguments})
@@ -155,6 +162,24 @@ class Tracker:
         folder.mkdir(parents=True)
         (folder / Path(file).name).write_text(text, encoding="utf-8")
         return folder / Path(file).name
+
+
+def _last_steps(events: Iterable[Event], store: MlflowStore, run_id: str) -> dict[str, int]:
+    """The newest step of every metric that is in MLflow or in the journal; of the journal alone while MLflow is away.
+
+    Raises TrackingError when MLflow does not know the run, or is away and the journal has nothing of it.
+    """
+    points = [(key, event["step"]) for event in events if event.get("kind") == "metrics" for key in event["metrics"]]
+    try:
+        points += store.last_steps(run_id).items()
+    except MlflowAway as error:
+        if not events:
+            raise
+        logger.warning("MLflow is away (%s). The run goes on, and its events wait on disk.", error)
+    newest: dict[str, int] = {}
+    for key, step in points:
+        newest[key] = max(step, newest.get(key, step))
+    return newest
 
 
 def _description(tags: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The clock goes back: by an hour at every look, for a whole run on the fake engines."""
 
 import itertools
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -38,16 +39,16 @@ def test_a_run_under_a_clock_that_goes_back_has_every_point_once_and_no_negative
     assert next(looks) > 5
 
 
-def test_two_texts_staged_at_the_same_instant_are_both_delivered(
+def test_two_tables_staged_at_the_same_instant_are_both_delivered(
     tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("drgrpo.tracking.tracker.time.time_ns", lambda: 1_700_000_000_000_000_000)
     tracker = Tracker.start(
-        f"sqlite:///{empty_store}", "clock", "run", params={}, tags={}, spool_dir=tmp_path / "spool",
+        f"sqlite:///{empty_store}", "clock", "run", own_id="run-1", params={}, tags={}, spool_dir=tmp_path / "spool",
         artifact_location=(tmp_path / "artifacts").as_uri(), system_metrics=False,
     )  # fmt: skip
-    tracker.log_text("one", "a.txt")
-    tracker.log_text("two", "a/b.txt")
+    tracker.log_table([{"n": 1}], "a.json")
+    tracker.log_table([{"n": 2}], "a/b.json")
     assert tracker.finish() == 0
-    written = {path.name: path.read_text() for path in (tmp_path / "artifacts").rglob("*.txt")}
-    assert written == {"a.txt": "one", "b.txt": "two"}
+    written = {path.name: json.loads(path.read_text())["data"] for path in (tmp_path / "artifacts").rglob("*.json")}
+    assert written == {"a.json": [[1]], "b.json": [[2]]}

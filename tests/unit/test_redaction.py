@@ -153,11 +153,8 @@ class Store:
     def experiment_id(self, *_: Any) -> str:
         return "1"
 
-    def create_run(self, *_: Any) -> str:
+    def run_id(self, *_: Any) -> str:
         return "run"
-
-    def experiment_of(self, _: str) -> str:
-        return "1"
 
     def last_steps(self, _: str) -> dict[str, int]:
         return {}
@@ -173,6 +170,7 @@ def test_no_secret_is_sent_to_mlflow_or_lies_on_the_way_to_it(tmp_path: Path, mo
         f"http://me:{SECRET}@host",
         "experiment",
         "run",
+        own_id="run-1",
         params={
             "hub_token": SECRET,
             "model": {"path": f"https://me:{SECRET}@host/m"},

@@ -1,53 +1,23 @@
-"""Tracking against real MLflow stores: a SQLite database, a server that is away, and the same server coming back."""
+"""Tracking against a real MLflow store, a SQLite database. A server that is away is in test_outage.py."""
 
 import json
 import math
-import os
 import shutil
-import socket
 import sqlite3
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 from pydantic import SecretStr
+from requests import HTTPError, Response
 
-from drgrpo.tracking import Tracker, TrackingError, check_tracking_uri, deliver_spools, policy_path
+from drgrpo.tracking import TrackingError, check_tracking_uri, policy_path
 from drgrpo.tracking.context import environment_tags, finite_metrics, flat_params, is_secret, mask, metric_key
-from drgrpo.tracking.spool import Spool, Unreachable
+from drgrpo.tracking.spool import Unreachable
 from drgrpo.tracking.store import MlflowStore
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database; migrating takes seconds, copying does not."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    check_tracking_uri(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def uri(empty_database: Path, tmp_path: Path) -> str:
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path}/mlflow.db"
-
-
-def start(uri: str, tmp_path: Path, run_id: str | None = None, **changes: object) -> Tracker:
-    arguments = {"params": {}, "tags": {}, "system_metrics": False} | changes
-    return Tracker.start(
-        uri, "quickstart", "brave-run", run_id=run_id, spool_dir=tmp_path / "spool",
-        artifact_location=(tmp_path / "artifacts").as_uri(), **arguments,
-    )  # fmt: skip
-
-
-def points(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
-    return [(metric.step, metric.value) for metric in MlflowClient(uri).get_metric_history(run_id, key)]
+from tests.unit.tracked import free_port, points, start
 
 
 def test_a_run_holds_its_metrics_parameters_tags_and_status(uri: str, tmp_path: Path) -> None:
@@ -63,9 +33,8 @@ def test_a_run_holds_its_metrics_parameters_tags_and_status(uri: str, tmp_path: 
     assert run.data.tags["mlflow.note.content"] == "[Prefect flow run](http://127.0.0.1:4200/runs/x)"
     assert run.data.tags["version.mlflow"].startswith("3.")
     assert (run.info.status, run.info.run_name) == ("FINISHED", "brave-run")
-    assert tracker.run_url("http://127.0.0.1:5000/") == (
-        f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{tracker.run_id}"
-    )
+    assert tracker.run_url("http://127.0.0.1:5000/") == f"http://127.0.0.1:5000/#/runs/{tracker.run_id}"
+    assert run.data.tags["drgrpo.run_id"] == "run-1"
 
 
 def test_a_resumed_run_keeps_its_points_and_gets_no_doubled_one(uri: str, tmp_path: Path) -> None:
@@ -102,6 +71,46 @@ def test_points_that_wait_in_the_spool_are_not_logged_again_by_a_resumed_run(uri
     tracker.log_metrics({"a": 9.0}, 5)
     assert tracker.finish() == 0
     assert points(uri, run_id, "a") == [(4, 7.0), (5, 9.0)]
+
+
+def test_a_point_that_is_delivered_while_the_run_starts_is_not_logged_again(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start(uri, tmp_path)
+    run_id = first.run_id
+    first.finish("FAILED")
+    waiting = {"kind": "metrics", "run_id": run_id, "metrics": {"a": 7.0}, "step": 4, "timestamp": 1}
+    with (tmp_path / "spool" / f"{run_id}.jsonl").open("a") as file:
+        file.write(json.dumps(waiting) + "\n")
+    ask = MlflowStore.last_steps
+
+    def ask_just_before(store: MlflowStore, run: str) -> dict[str, int]:
+        answer = ask(store, run)
+        deadline = time.monotonic() + 3  # time for a thread that delivers, if there is one already
+        while not points(uri, run_id, "a") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return answer
+
+    monkeypatch.setattr(MlflowStore, "last_steps", ask_just_before)
+    tracker = start(uri, tmp_path, run_id)
+    tracker.log_metrics({"a": 8.0}, 4)
+    assert tracker.finish() == 0
+    assert points(uri, run_id, "a") == [(4, 7.0)]
+
+
+def test_a_run_whose_id_was_not_kept_is_found_by_its_tag(uri: str, tmp_path: Path) -> None:
+    store = MlflowStore(uri)
+    made = store.run_id("run-1", store.experiment_id("quickstart", None), "brave-run")  # and then a kill
+    other = start(uri, tmp_path, own_id="run-2")
+    other.finish()
+    tracker = start(uri, tmp_path)
+    tracker.finish()
+    assert tracker.run_id == made and other.run_id != made
+    runs = MlflowClient(uri).search_runs([store.experiment_id("quickstart", None)])
+    assert {(run.data.tags["drgrpo.run_id"], run.info.status) for run in runs} == {
+        ("run-1", "FINISHED"),
+        ("run-2", "FINISHED"),
+    }
 
 
 def test_an_event_delivered_twice_leaves_one_point_one_dataset_and_one_policy(uri: str, tmp_path: Path) -> None:
@@ -158,18 +167,17 @@ def test_a_policy_that_is_not_there_is_an_error_that_says_why(uri: str, tmp_path
         policy_path("0" * 32, uri)
 
 
-def test_texts_tables_and_files_are_artifacts_with_their_names(uri: str, tmp_path: Path) -> None:
+def test_tables_and_files_are_artifacts_with_their_names(uri: str, tmp_path: Path) -> None:
     plot = tmp_path / "run.png"
     plot.write_bytes(b"png")
     tracker = start(uri, tmp_path)
-    tracker.log_text("# Summary", "report/summary.md")
     tracker.log_table([{"step": 1, "completion": "`2`"}, {"step": 2, "reward": 1.0}], "samples/step-1.json")
     tracker.log_artifact(plot, "report")
     assert tracker.finish() == 0
 
     client = MlflowClient(uri)
     root = Path(client.download_artifacts(tracker.run_id, "", str(tmp_path)))
-    assert (root / "report/summary.md").read_text() == "# Summary" and (root / "report/run.png").read_bytes() == b"png"
+    assert (root / "report/run.png").read_bytes() == b"png"
     assert json.loads((root / "samples/step-1.json").read_text()) == {
         "columns": ["step", "completion", "reward"],
         "data": [[1, "`2`", None], [2, None, 1.0]],
@@ -272,16 +280,10 @@ def test_system_metrics_run_with_the_run_and_go_on_after_it_is_resumed(uri: str,
     assert steps == [6, 7]
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 def test_an_unreachable_or_unfit_tracking_uri_is_an_error_with_field_value_and_remedy(tmp_path: Path) -> None:
     uri = f"http://127.0.0.1:{free_port()}"
     started = time.monotonic()
-    with pytest.raises(TrackingError, match=rf"DRGRPO_MLFLOW_URI = '{uri}': MLflow does not answer .*make serve"):
+    with pytest.raises(TrackingError, match=rf"_MLFLOW_TRACKING_URI = '{uri}': MLflow does not answer .*make serve"):
         check_tracking_uri(uri)
     assert time.monotonic() - started < 15
     with pytest.raises(TrackingError, match="neither a server nor a database"):
@@ -290,81 +292,14 @@ def test_an_unreachable_or_unfit_tracking_uri_is_an_error_with_field_value_and_r
         check_tracking_uri(f"sqlite:///{tmp_path}/missing/mlflow.db")
 
 
-@pytest.fixture
-def server(uri: str, tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Address and command of an MLflow server that is not running; the test starts it."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    yield f"http://127.0.0.1:{port}", [*command, "--backend-store-uri", uri]
+@pytest.mark.parametrize(("status", "is_outage"), [(413, False), (404, False), (500, True), (503, True)])
+def test_an_artifact_that_the_server_refuses_is_no_outage(uri: str, status: int, is_outage: bool) -> None:
+    response = Response()
+    response.status_code = status
 
+    class Store(MlflowStore):
+        def put_artifact(self, **_: object) -> None:
+            raise HTTPError(response=response)
 
-def wait_for(address: str) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=1):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise TimeoutError(address)
-
-
-def test_points_logged_while_the_server_is_away_arrive_in_order_once_it_is_back(
-    uri: str, tmp_path: Path, server: tuple[str, list[str]]
-) -> None:
-    address, command = server
-    run_id = start(uri, tmp_path).run_id
-    journal = tmp_path / "away" / f"{run_id}.jsonl"
-    spool = Spool(journal, MlflowStore(address).apply)
-    started = time.monotonic()
-    for step in range(5):
-        spool.append(
-            {"kind": "metrics", "run_id": run_id, "metrics": {"a": step}, "step": step, "timestamp": 1000 + step}
-        )
-    assert time.monotonic() - started < 2.0
-    assert spool.close(timeout_s=30) == 5 and time.monotonic() - started < 30
-    assert points(uri, run_id, "a") == []
-
-    process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    try:
-        wait_for(address)
-        assert deliver_spools(address, journal.parent) == 0
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
-    assert points(uri, run_id, "a") == [(step, step) for step in range(5)]
-
-
-def test_the_spool_repeats_from_its_cursor_and_drops_only_a_torn_line(tmp_path: Path) -> None:
-    journal = tmp_path / "run.jsonl"
-    lines = [json.dumps({"n": n}) + "\n" for n in range(3)]
-    journal.write_text("".join(lines) + '{"n": 3, "tor')
-    (tmp_path / "run.jsonl.cursor").write_text(str(len(lines[0])))
-    received: list[int] = []
-    spool = Spool(journal, lambda event: received.append(event["n"]))
-    spool.append({"n": 4})
-    assert spool.close(10) == 0
-    assert received == [1, 2, 4]
-    assert Spool(journal, lambda event: received.append(-1)).close(10) == 0
-    assert received == [1, 2, 4]
-
-
-def test_the_spool_keeps_the_order_while_the_receiver_comes_and_goes(tmp_path: Path) -> None:
-    received: list[int] = []
-    attempts = 0
-
-    def deliver(event: dict[str, int]) -> None:
-        nonlocal attempts
-        attempts += 1
-        if attempts % 3:
-            raise Unreachable("away")
-        received.append(event["n"])
-
-    spool = Spool(tmp_path / "run.jsonl", deliver, retry_s=0.001)
-    for n in range(10):
-        spool.append({"n": n})
-    deadline = time.monotonic() + 20
-    while spool.num_pending and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert received == list(range(10)) and attempts == 30
-    assert spool.close(10) == 0
+    with pytest.raises(Unreachable if is_outage else HTTPError):
+        Store(uri).apply({"kind": "artifact", "run_id": "1", "path": "a", "folder": ""})
