@@ -39,12 +39,12 @@ class RankWorker(TrainerRank):
 
     def export_with_full_disk(self, directory: str) -> None:
         """An export that fails half-way, after the weights and before the tokenizer."""
-        copy = rank_module._copy_description
-        rank_module._copy_description = _no_space
+        copy = rank_module.copy_description
+        rank_module.copy_description = _no_space
         try:
             self.export(directory)
         finally:
-            rank_module._copy_description = copy
+            rank_module.copy_description = copy
 
 
 def _no_space(source: Path, target: Path) -> None:
