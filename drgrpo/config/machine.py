@@ -118,15 +118,12 @@ def check_disk(config: TrainConfig, *, num_parameters: int, free_bytes: int, dir
 
 
 def check_devices(config: TrainConfig, *, num_devices: int) -> list[Mistake]:
-    """Devices for ranks and engines, which share them: the larger of the two counts."""
+    """A device for each rank; rollout engines share them."""
     ranks = config.trainer.num_ranks
-    engines = config.placement.num_rollout_engines * config.rollout.tensor_parallel_size
-    needed = max(ranks, engines)
-    if needed <= num_devices:
+    if ranks <= num_devices:
         return []
-    problem = f"{ranks} trainer ranks and {engines} devices of vLLM need {needed} GPUs, there are {num_devices}"
-    remedy = "lower trainer.num_ranks or placement.num_rollout_engines, or connect to a larger cluster"
-    return [Mistake("trainer.num_ranks", ranks, problem, remedy)]
+    problem = f"each rank needs a GPU of its own, there are {num_devices}"
+    return [Mistake("trainer.num_ranks", ranks, problem, "lower it, or connect to a larger cluster")]
 
 
 def check_machine(

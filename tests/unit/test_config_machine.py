@@ -124,11 +124,11 @@ def test_disk_counts_the_checkpoints_kept_the_best_and_the_one_being_written(tmp
     assert (mistake.field, mistake.value) == ("DRGRPO_RUNS_DIR", str(tmp_path))
 
 
-def test_shared_devices_need_the_larger_number():
-    values = {"trainer.num_ranks": 4, "placement.num_rollout_engines": 2, "rollout.tensor_parallel_size": 2}
-    shared = apply_overrides({}, values)
+def test_each_rank_needs_a_device_and_engines_share_them():
+    shared = apply_overrides({}, {"trainer.num_ranks": 4, "placement.num_rollout_engines": 4})
     assert check_devices(shared, num_devices=4) == []
-    assert "need 4 GPUs, there are 3" in check_devices(shared, num_devices=3)[0].problem
+    (mistake,) = check_devices(shared, num_devices=3)
+    assert (mistake.value, mistake.problem) == (4, "each rank needs a GPU of its own, there are 3")
 
 
 def test_a_container_limit_counts_without_file_pages(tmp_path):
