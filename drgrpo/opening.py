@@ -45,8 +45,8 @@ def open_run(
         tags: MLflow's tags.
         train: Without it there is no trainer, and the sampler keeps the model's own weights.
 
-    Raises ConfigError when another process holds the directory, or when it belongs to another configuration, and
-    TrackingError when MLflow does not answer for a new run.
+    Raises ConfigError when another process holds the directory, when it belongs to another configuration, and when Ray
+    does not give the devices, and TrackingError when MLflow does not answer for a new run.
     """
     directory = settings.runs_dir / check_run_id(run_id)
     with ExitStack() as stack:

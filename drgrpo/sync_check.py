@@ -1,12 +1,18 @@
-"""How far sampler and trainer are apart after a push."""
+"""How far samplers and trainer are apart after a push."""
+
+import numpy as np
+
+Logprobs = list[list[float]]
+"""Completions, a float per token."""
 
 
-def logprob_differences(trainer: list[list[float]], sampler: list[list[float]]) -> dict[str, float]:
-    """Mean and largest |Δlogp| in nats over the probes' tokens; both are lists of completions, a float per token."""
-    differences = [
-        abs(a - b) for row, other in zip(trainer, sampler, strict=True) for a, b in zip(row, other, strict=True)
-    ]
+def logprob_differences(trainer: Logprobs, samplers: list[Logprobs]) -> dict[str, float]:
+    """Mean and largest |Δlogp| in nats over the probes' tokens, each of the sampler for which it is worst.
+
+    A number that is not finite counts as worst.
+    """
+    differences = np.abs([np.concatenate(sampler) - np.concatenate(trainer) for sampler in samplers])
     return {
-        "sync/mean_abs_logprob_diff": sum(differences) / len(differences),
-        "sync/max_abs_logprob_diff": max(differences),
+        "sync/mean_abs_logprob_diff": float(differences.mean(axis=1).max()),
+        "sync/max_abs_logprob_diff": float(differences.max()),
     }

@@ -31,7 +31,10 @@ class Cluster:
     def __init__(
         self, config: TrainConfig, settings: Settings, *, model_path: Path, run_id: str, run_dir: Path, train: bool
     ) -> None:
-        """Start Ray and every engine; without `train` there is no trainer."""
+        """Start Ray and every engine; without `train` there is no trainer.
+
+        Raises ConfigError when Ray does not give the devices.
+        """
         self.config, self._logs = config, run_dir / "logs"
         start_ray(settings)
         try:
@@ -83,11 +86,11 @@ class Cluster:
             self._on_samplers("wake_up")
 
     def push(self, policy_version: int) -> Metrics:
-        """Bring the samplers to the trainer's policy and measure how well the two agree on fixed tokens."""
+        """Bring the samplers to the trainer's policy and measure how well they agree with it on fixed tokens."""
         metrics = self._on_ranks("push", policy_version)
         trainer = [rank.start("score", self._probes) for rank in self.engines.ranks]
-        sampler = self.engines.rollout[0].start("score", self._probes)
-        return metrics | logprob_differences(ray.get(trainer)[0], ray.get(sampler))
+        samplers = [engine.start("score", self._probes) for engine in self.engines.rollout]
+        return metrics | logprob_differences(ray.get(trainer)[0], ray.get(samplers))
 
     def evaluate(self, step: int, policy_version: int) -> TableRef:
         """Sample and grade the evaluation set; returns its table."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import RayError
 
+from drgrpo.cluster.placement import Places
 from drgrpo.cluster.process import Process, Remote, RemoteSampler
 from drgrpo.cluster.runtime import engine_environment
 from drgrpo.config import TrainConfig
@@ -14,6 +15,15 @@ from drgrpo.settings import Settings
 
 ROLE_VARIABLE = "DRGRPO_ENGINE"
 """Environment variable of an engine's process that says which one it is, e.g. `trainer-1`."""
+
+Role = Literal["rollout", "trainer", "host"]
+
+TARGETS: dict[Role, str] = {
+    "rollout": "drgrpo.rollout.engine.RolloutEngine",
+    "trainer": "drgrpo.trainer.rank.TrainerRank",
+    "host": "drgrpo.host.Host",
+}
+"""What each process holds."""
 
 _ANSWER_S = 5.0
 
@@ -26,14 +36,13 @@ class Engines:
     ) -> None:
         self.config, self.settings, self.model_path = config, settings, model_path
         self.on_gpu = uses_gpu(settings)
+        self._places = Places(config, settings, on_gpu=self.on_gpu, train=train)
         self._processes: dict[str, Remote] = {}
         self.rollout = [
-            self._spawn("drgrpo.rollout.engine.RolloutEngine", "rollout", n, config, model_path, on_gpu=self.on_gpu)
+            self._spawn("rollout", n, config, model_path, on_gpu=self.on_gpu)
             for n in range(config.placement.num_rollout_engines)
         ]
-        self.host = self._spawn(
-            "drgrpo.host.Host", "host", 0, config, str(model_path), run_id, str(run_dir), train=train
-        )
+        self.host = self._spawn("host", 0, config, str(model_path), run_id, str(run_dir), train=train)
         self.ranks: list[Remote] = []
 
     def start_trainer(self) -> None:
@@ -41,7 +50,6 @@ class Engines:
         num_ranks = self.config.trainer.num_ranks
         self.ranks = [
             self._spawn(
-                "drgrpo.trainer.rank.TrainerRank",
                 "trainer",
                 rank,
                 self.config,
@@ -60,7 +68,7 @@ class Engines:
         ray.get([engine.start("policy_version") for engine in self.rollout])
 
     def connect(self) -> None:
-        """Give each rollout engine a rank that pushes to it."""
+        """Give each rollout engine the rank of its place, which pushes to it."""
         samplers = [RemoteSampler(engine) for engine in self.rollout]
         padded = [*samplers, *[None] * (len(self.ranks) - len(samplers))]
         ray.get([rank.start("connect", sampler) for rank, sampler in zip(self.ranks, padded, strict=True)])
@@ -76,19 +84,18 @@ class Engines:
         for remote in self._processes.values():
             ray.kill(remote.handle)
 
-    def _spawn(
-        self, target: str, role: Literal["rollout", "trainer", "host"], index: int, *args: Any, **kwargs: Any
-    ) -> Remote:
-        name = f"{role}-{index}"
-        environment = engine_environment(self.settings, self.config, role, on_gpu=self.on_gpu)
+    def _spawn(self, role: Role, index: int, *args: Any, **kwargs: Any) -> Remote:
+        name, is_host = f"{role}-{index}", role == "host"
+        environment = engine_environment(self.settings, self.config, role, on_gpu=self.on_gpu and not is_host)
         actor = ray.remote(Process).options(
-            num_cpus=0,
-            num_gpus=0.5 if self.on_gpu and role != "host" else 0,
+            **({"num_cpus": 0} if is_host else self._places.options(index)),
             runtime_env={"env_vars": {**environment, ROLE_VARIABLE: name}},
         )
         # On a cluster the flow may be on another machine, where its process id means nothing.
         owner = 0 if self.settings.ray_address else os.getpid()
-        self._processes[name] = Remote(actor.remote(target, owner, self.settings.call_timeout_s, *args, **kwargs))
+        self._processes[name] = Remote(
+            actor.remote(TARGETS[role], owner, self.settings.call_timeout_s, *args, **kwargs)
+        )
         return self._processes[name]
 
 

@@ -49,9 +49,8 @@ class ArmRun:
 
     @property
     def num_devices(self) -> int:
-        """GPUs that the run takes, where there are any: its ranks and engines share them."""
-        engines = self.config.placement.num_rollout_engines * self.config.rollout.tensor_parallel_size
-        return max(self.config.trainer.num_ranks, engines)
+        """GPUs that the run takes, where there are any: one for each rank, which engines share."""
+        return self.config.trainer.num_ranks
 
 
 class _OfArms(Mistake):

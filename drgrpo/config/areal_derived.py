@@ -114,17 +114,23 @@ def devices(flat: Flat, __: int) -> Derived:
     used = {"rollout.backend", "actor.backend", "allocation_mode", "rollout.scheduling_strategy.type"}
     if not sampler or not trainer:
         return Derived({}, used if mode else set(), [Note("allocation_mode", "not understood")] if mode else [])
-    found = {
-        "placement.num_rollout_engines": dimensions(sampler).get("d", 1),
-        "rollout.tensor_parallel_size": dimensions(sampler).get("t", 1),
-        "trainer.num_ranks": product(dimensions(trainer)),
-    }
+    engines, ranks = dimensions(sampler).get("d", 1), product(dimensions(trainer))
     notes = []
-    if {name for name, size in dimensions(trainer).items() if size > 1} - {"d"}:
-        notes.append(
-            Note("actor.backend", "ZeRO-3 shards over all devices; there is no other parallelism", carried=True)
-        )
+    if is_split(sampler):
+        notes.append(Note("rollout.backend", f"`{sampler}`: a vLLM engine has one device, without tensor parallelism"))
+    if engines > ranks:
+        reason = f"at most one vLLM engine for each of {ranks} ranks: engines and ranks share devices"
+        notes.append(Note("rollout.backend", reason, carried=True))
+    if is_split(trainer):
+        reason = "ZeRO-3 shards over all devices; there is no other parallelism"
+        notes.append(Note("actor.backend", reason, carried=True))
+    found = {"placement.num_rollout_engines": min(engines, ranks), "trainer.num_ranks": ranks}
     return Derived(found, used, notes)
+
+
+def is_split(backend: str) -> bool:
+    """Whether a model lies on several devices otherwise than by data parallelism."""
+    return any(size > 1 for name, size in dimensions(backend).items() if name != "d")
 
 
 def dimensions(backend: str) -> dict[str, int]:

@@ -113,15 +113,20 @@ def check_microbatch(config: TrainConfig) -> list[Mistake]:
 
 
 def check_placement(config: TrainConfig) -> list[Mistake]:
-    """Ranks and engines must have work."""
+    """Ranks and engines must have work, and each engine a rank."""
     placement, trainer, mistakes = config.placement, config.trainer, []
     if trainer.num_ranks > trainer.completions_per_update:
         problem = f"more ranks than trainer.completions_per_update = {trainer.completions_per_update}"
         also = ("trainer.completions_per_update",)
         mistakes.append(Mistake("trainer.num_ranks", trainer.num_ranks, problem, "lower it", also=also))
-    if placement.num_rollout_engines > config.data.prompts_per_step:
+    engines = placement.num_rollout_engines
+    if engines > trainer.num_ranks:
+        problem = f"more engines than trainer.num_ranks = {trainer.num_ranks}, and each takes its weights from a rank"
+        remedy = f"lower it to at most {trainer.num_ranks}, or raise trainer.num_ranks to {engines}"
+        also = ("trainer.num_ranks",)
+        mistakes.append(Mistake("placement.num_rollout_engines", engines, problem, remedy, also=also))
+    if engines > config.data.prompts_per_step:
         problem = f"more engines than data.prompts_per_step = {config.data.prompts_per_step}"
         also = ("data.prompts_per_step",)
-        engines = placement.num_rollout_engines
         mistakes.append(Mistake("placement.num_rollout_engines", engines, problem, "lower it", also=also))
     return mistakes

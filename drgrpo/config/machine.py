@@ -127,19 +127,15 @@ def check_disk(
 
 
 def check_devices(config: TrainConfig, *, num_devices: int, train: bool = True) -> list[Mistake]:
-    """Devices for ranks and engines, which share them: the larger of the two counts; without `train` for engines."""
-    ranks = config.trainer.num_ranks if train else 0
-    engines = config.placement.num_rollout_engines * config.rollout.tensor_parallel_size
-    needed = max(ranks, engines)
-    if needed <= num_devices:
-        return []
+    """A device for each rank, which rollout engines share; without `train` one for each engine."""
+    field, number = "trainer.num_ranks", config.trainer.num_ranks
     if not train:
-        problem = f"{engines} devices of vLLM are needed, there are {num_devices} GPUs"
-        remedy = "lower it or rollout.tensor_parallel_size, or connect to a larger cluster"
-        return [Mistake("placement.num_rollout_engines", config.placement.num_rollout_engines, problem, remedy)]
-    problem = f"{ranks} trainer ranks and {engines} devices of vLLM need {needed} GPUs, there are {num_devices}"
-    remedy = "lower trainer.num_ranks or placement.num_rollout_engines, or connect to a larger cluster"
-    return [Mistake("trainer.num_ranks", ranks, problem, remedy)]
+        field, number = "placement.num_rollout_engines", config.placement.num_rollout_engines
+    if number <= num_devices:
+        return []
+    who = "rank" if train else "engine"
+    problem = f"each {who} needs a GPU of its own, there are {num_devices}"
+    return [Mistake(field, number, problem, "lower it, or connect to a larger cluster")]
 
 
 def check_machine(

@@ -110,7 +110,6 @@ class RolloutConfig(Section):
     gpu_memory_utilization: float = Field(0.45, gt=0, lt=1, description="Share of device memory for the sampler")
     enforce_eager: bool = Field(False, description="Run vLLM without CUDA graphs")
     prefix_caching: bool = Field(True, description="Share the KV cache of equal prompts")
-    tensor_parallel_size: int = Field(1, ge=1, description="Devices per vLLM engine")
 
 
 class OverlongConfig(Section):
@@ -193,7 +192,7 @@ class OptimizerConfig(Section):
 class TrainerConfig(Section):
     """The update under ZeRO-3."""
 
-    num_ranks: int = Field(1, ge=1, description="Trainer ranks (GPUs)")
+    num_ranks: int = Field(1, ge=1, description="Trainer ranks, a GPU each")
     completions_per_update: int = Field(
         128, ge=1, description="Completions N of one optimizer step; prompts_per_step * group_size must be a multiple"
     )
@@ -246,5 +245,7 @@ class CheckpointConfig(Section):
 class PlacementConfig(Section):
     """Which devices the engines use."""
 
-    num_rollout_engines: int = Field(1, ge=1, description="vLLM engines (data parallel)")
+    num_rollout_engines: int = Field(
+        1, ge=1, description="vLLM engines (data parallel), each on the device of a trainer rank: at most num_ranks"
+    )
     sleep: bool = Field(False, description="vLLM frees device memory during the update (GPU)")

@@ -36,7 +36,6 @@ class RolloutEngine:
             max_num_seqs=rollout.max_num_seqs,
             enforce_eager=rollout.enforce_eager or not on_gpu,
             enable_prefix_caching=rollout.prefix_caching,
-            tensor_parallel_size=rollout.tensor_parallel_size,
             logprobs_mode="processed_logprobs",
             seed=config.seed,
             worker_extension_cls=_EXTENSION,
@@ -84,11 +83,9 @@ class RolloutEngine:
         ]
 
     def policy_version(self) -> int:
-        """The version that every worker of the engine samples from."""
-        versions = set(self.llm.collective_rpc("policy_version"))
-        if len(versions) != 1:
-            raise RuntimeError(f"workers of one engine hold different policies: versions {sorted(versions)}")
-        return int(versions.pop())
+        """The version that the engine's only worker samples from."""
+        (version,) = self.llm.collective_rpc("policy_version")
+        return int(version)
 
     def _check_version(self, expected: int) -> None:
         if (held := self.policy_version()) != expected:

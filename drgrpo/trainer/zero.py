@@ -27,9 +27,9 @@ def init_process_group(rank: int, world_size: int, address: str, port: int, devi
     """Join the trainer's process group; `address:port` is rank 0's."""
     os.environ.update(
         RANK=str(rank),
-        LOCAL_RANK="0",
+        LOCAL_RANK="0",  # each rank sees the device of its place alone, as the first
         WORLD_SIZE=str(world_size),
-        LOCAL_SIZE=str(world_size),
+        LOCAL_SIZE=str(world_size),  # read on CPU alone, where all ranks are on one machine
         MASTER_ADDR=address,
         MASTER_PORT=str(port),
     )

@@ -72,7 +72,6 @@ def test_each_value_arrives_at_its_counterpart(areal):
         "rollout.max_completion_tokens": 512,
         "rollout.temperature": 0.9,
         "rollout.gpu_memory_utilization": 0.8,
-        "rollout.tensor_parallel_size": 2,
         "rollout.sampler_logprobs": True,
         "model.path": "Qwen/Qwen2.5-0.5B-Instruct",
         "model.dtype": "bfloat16",
@@ -111,6 +110,8 @@ def test_each_value_arrives_at_its_counterpart(areal):
 def test_what_is_not_carried_is_listed_with_its_reason(areal):
     _, notes = convert(areal)
     left = {note.key: note.reason for note in notes if not note.carried}
+    assert left["rollout.backend"] == "`sglang:d2p1t2`: a vLLM engine has one device, without tensor parallelism"
+    assert "actor.backend" not in left
     assert "policy" in left["rollout.max_head_offpolicyness"]
     assert "tokens" in left["actor.adv_norm.*"]
     assert {"experiment_name", "cluster.*", "rollout.*", "ref.*", "vllm.*", "stats_logger.*"} <= set(left)
@@ -176,6 +177,14 @@ def test_the_older_names_of_the_cap_and_of_the_devices_are_read(areal):
     overrides, _ = convert({**areal, "allocation_mode": "sglang:d4p1t1+d2p2t1"})
     assert (overrides["loss.correction"], overrides["loss.correction_cap"]) == ("token_mask", 5.0)
     assert (overrides["placement.num_rollout_engines"], overrides["trainer.num_ranks"]) == (4, 4)
+
+
+def test_there_are_no_more_engines_than_ranks_whose_devices_they_share(areal):
+    overrides, notes = convert(changed(areal, rollout__backend="sglang:d6p1t1", actor__backend="fsdp:d2p1t1"))
+    assert (overrides["placement.num_rollout_engines"], overrides["trainer.num_ranks"]) == (2, 2)
+    (note,) = (note for note in notes if note.key == "rollout.backend")
+    assert note.carried and "each of 2 ranks" in note.reason
+    assert not any(n.key == "rollout.backend" for n in convert(changed(areal, rollout__backend="sglang:d2p1t1"))[1])
 
 
 def test_an_allocation_that_is_not_understood_is_listed(areal):

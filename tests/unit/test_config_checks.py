@@ -67,7 +67,8 @@ def test_the_defaults_have_neither_errors_nor_warnings():
         ({"optimizer.warmup_steps": 800}, "optimizer.warmup_steps"),
         ({"loss.clip_eps_low": 0, "loss.clip_eps_high": 0}, "loss.clip_eps_high"),
         ({"trainer.num_ranks": 256}, "trainer.num_ranks"),
-        ({"placement.num_rollout_engines": 129}, "placement.num_rollout_engines"),
+        ({"placement.num_rollout_engines": 129, "trainer.num_ranks": 128}, "placement.num_rollout_engines"),
+        ({"placement.num_rollout_engines": 2}, "placement.num_rollout_engines"),
     ],
 )
 def test_what_cannot_learn_or_contradicts_itself_is_an_error(overrides, field):
@@ -153,6 +154,7 @@ def test_what_works_and_is_probably_not_meant_is_a_warning(overrides, field):
         {"reward.scaling": 10, "reward.bias": -0.5, "reward.clip": 20},
         {"optimizer.schedule": "cosine", "optimizer.min_lr_ratio": 0.1},
         {"reward.functions": {"my_package.brevity": 1}},
+        {"trainer.num_ranks": 4, "placement.num_rollout_engines": 4},
     ],
 )
 def test_the_algorithms_people_compare_with_pass(overrides):
@@ -169,6 +171,14 @@ def test_the_nearest_divisors_of_a_step_are_named():
     (mistake,) = check_config(config)
     assert "1024 completions" in mistake.problem
     assert mistake.remedy == "the nearest that do: 16, 32, 64, 128"
+
+
+def test_an_engine_without_a_rank_is_told_with_both_numbers():
+    config = apply_overrides({}, {"placement.num_rollout_engines": 4, "trainer.num_ranks": 2})
+    (mistake,) = check_config(config)
+    assert (mistake.field, mistake.value, mistake.also) == ("placement.num_rollout_engines", 4, ("trainer.num_ranks",))
+    assert "trainer.num_ranks = 2" in mistake.problem
+    assert mistake.remedy == "lower it to at most 2, or raise trainer.num_ranks to 4"
 
 
 def test_one_sample_leaves_nothing_to_leave_out():

@@ -147,19 +147,19 @@ def test_the_disk_of_an_evaluation_counts_no_checkpoint_and_no_export(tmp_path):
     assert "about 0.5 GiB (tables)" in mistake.problem and "keep_last" not in mistake.remedy
 
 
-def test_shared_devices_need_the_larger_number():
-    values = {"trainer.num_ranks": 4, "placement.num_rollout_engines": 2, "rollout.tensor_parallel_size": 2}
-    shared = apply_overrides({}, values)
+def test_each_rank_needs_a_device_and_engines_share_them():
+    shared = apply_overrides({}, {"trainer.num_ranks": 4, "placement.num_rollout_engines": 4})
     assert check_devices(shared, num_devices=4) == []
-    assert "need 4 GPUs, there are 3" in check_devices(shared, num_devices=3)[0].problem
+    (mistake,) = check_devices(shared, num_devices=3)
+    assert (mistake.value, mistake.problem) == (4, "each rank needs a GPU of its own, there are 3")
 
 
 def test_an_evaluation_needs_devices_for_its_engines_alone():
-    values = {"trainer.num_ranks": 8, "placement.num_rollout_engines": 2, "rollout.tensor_parallel_size": 2}
-    config = apply_overrides({}, values)
+    config = apply_overrides({}, {"trainer.num_ranks": 8, "placement.num_rollout_engines": 4})
     assert check_devices(config, num_devices=4, train=False) == []
     (mistake,) = check_devices(config, num_devices=3, train=False)
-    assert mistake.field == "placement.num_rollout_engines" and "4 devices of vLLM" in mistake.problem
+    assert (mistake.field, mistake.value) == ("placement.num_rollout_engines", 4)
+    assert mistake.problem == "each engine needs a GPU of its own, there are 3"
 
 
 def test_a_container_limit_counts_without_file_pages(tmp_path):
