@@ -21,6 +21,7 @@ from drgrpo.trainer.zero import init_process_group
 from drgrpo.weight_sync.sender import Sampler, Sender
 
 _SHARD_NUMEL = 1 << 30
+_SAMPLE_COLUMNS = ("group_id", "prompt_ids", "completion_ids", "advantage", "sampler_logprobs")
 
 
 class TrainerRank:
@@ -135,7 +136,7 @@ class TrainerRank:
 
 def read_samples(table: TableRef) -> list[Sample]:
     """The samples of a table with advantages, in its order."""
-    rows = read_table(table).to_pydict()
+    rows = read_table(table, _SAMPLE_COLUMNS).to_pydict()
     logprobs = rows.get("sampler_logprobs") or [None] * table.num_rows
     columns = zip(
         rows["group_id"], rows["prompt_ids"], rows["completion_ids"], rows["advantage"], logprobs, strict=True
