@@ -115,7 +115,7 @@ class TrainerRank:
         index = self._write_shards(partial)
         if self.rank == 0:
             (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-            _copy_description(self.model_path, partial)
+            _copy_description(self.model_path, partial, self.config.model.dtype)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
         return str(final)
@@ -147,11 +147,15 @@ def read_samples(table: TableRef) -> list[Sample]:
     ]
 
 
-def _copy_description(source: Path, target: Path) -> None:
-    """Config, tokenizer and chat template of the initial model."""
+def _copy_description(source: Path, target: Path, dtype: str) -> None:
+    """Config, tokenizer and chat template of the initial model; the config names the type of the weights, `dtype`."""
     for path in source.iterdir():
         if path.suffix in {".json", ".txt", ".jinja", ".model"} and not path.name.endswith(".index.json"):
-            shutil.copy2(path, target / path.name)
+            shutil.copyfile(path, target / path.name)
+    # Where it names that of the initial weights, whoever loads the policy would round it to that.
+    config = json.loads((source / "config.json").read_text())
+    config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config}
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _own_address() -> str:
