@@ -68,7 +68,7 @@ def measure(engine: "RolloutEngine", host: "Host", *, repeats: int) -> dict[str,
         requests, sampling = host.requests(step), host.sampling()
         engine.llm.reset_prefix_cache()
         started = now()
-        completions = engine.generate(requests, sampling, policy_version=0)
+        completions = [c for c in engine.generate(requests, sampling, policy_version=0) if c]
         seconds.append(now() - started)
         tokens.append(sum(len(completion.token_ids) for completion in completions))
         longest.append(max(len(completion.token_ids) for completion in completions))

@@ -40,7 +40,7 @@ def compute_advantages(
         A_i = (R_i - mean) / divisor
 
     - `mean_level`: the mean is that of the sample's group, of the whole batch, or 0. `leave_one_out` takes the mean of
-      the other samples of that scope (RLOO, arXiv 2402.14740).
+      the other samples of that scope (RLOO, arXiv 2402.14740); a sample without others gets 0.
     - `std_level`: the divisor is 1 (`none`), or over the group or batch the unbiased standard deviation (n-1) plus 1e-8
       (`normalize_by="std"`; group/group is GRPO, arXiv 2402.03300), or the plain mean (`normalize_by="mean"`;
       group/group is MaxRL, arXiv 2602.02710; a mean of 0 gives 0).
@@ -51,9 +51,8 @@ def compute_advantages(
 
     Computed in float64; returned in the dtype of `rewards` if that is floating, else float32.
 
-    Raises ValueError for wrong shapes, non-finite rewards (their indices are named), contradictory options,
-    leave-one-out over a scope of one sample (there is no other sample), and division by a negative mean (it would turn
-    every sign round).
+    Raises ValueError for wrong shapes, non-finite rewards (their indices are named), contradictory options, and
+    division by a negative mean (it would turn every sign round).
     """
     _check_options(mean_level, std_level, leave_one_out, normalize_by)
     _check_inputs(rewards, group_ids)
@@ -112,13 +111,8 @@ def _centre(values: Tensor, group_ids: Tensor, *, level: str, leave_one_out: boo
     scope = _scope(values, group_ids, level)
     centred = values - scope.mean
     if leave_one_out:
-        alone = group_ids[scope.count == 1].tolist()
-        if alone:
-            raise ValueError(
-                f"leave_one_out needs two samples or more at mean_level {level!r}; alone: group {alone[:10]}"
-            )
         # R_i - mean of the others = n/(n-1) · (R_i - mean of all), exactly
-        centred = centred * scope.count / (scope.count - 1)
+        centred = centred * scope.count / (scope.count - 1).clamp(min=1)
     return torch.where(scope.is_constant, 0.0, centred)
 
 

@@ -48,12 +48,15 @@ def correction_weights(
 def mismatch_metrics(old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Additive sums over the tokens of `mask` [B, T], and a maximum, of how far sampler and trainer disagree.
 
+    `invalid_sampler_logprobs_count`: tokens whose sampler logprob is no finite number; the others leave them out.
     `mismatch_k1_sum`, `mismatch_k3_sum`: KL(sampler ‖ trainer) in nats; `mismatch_abs_sum`: |Δ log p|;
     `mismatch_prob_max`: the largest |Δp|.
     """
-    old, sampler = (torch.where(mask, x.detach(), 0.0) for x in (old_logprobs, sampler_logprobs))
+    valid = mask & sampler_logprobs.isfinite()
+    old, sampler = (torch.where(valid, x.detach(), 0.0) for x in (old_logprobs, sampler_logprobs))
     gap = (old.exp() - sampler.exp()).abs()
     return {
+        "invalid_sampler_logprobs_count": (mask & ~valid).sum(dtype=torch.float64),
         "mismatch_k1_sum": kl_estimate(sampler, old, estimator="k1").sum(dtype=torch.float64),
         "mismatch_k3_sum": kl_estimate(sampler, old, estimator="k3").sum(dtype=torch.float64),
         "mismatch_abs_sum": (old - sampler).abs().sum(dtype=torch.float64),

@@ -7,21 +7,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import AutoTokenizer
 
-from drgrpo.advantage import compute_advantages, overlong_penalty, shape_rewards
+from drgrpo.advantage import compute_advantages
 from drgrpo.config import TrainConfig
 from drgrpo.data.problems import TokenizedProblem, sample_seed
 from drgrpo.demonstrations import Demonstrations
 from drgrpo.metrics.samples import sample_metrics
 from drgrpo.problems import load_run_problems
-from drgrpo.rewards.grade import Grade, GradeItem
+from drgrpo.rewards.grade import GradeItem
 from drgrpo.rewards.pool import GraderPool
+from drgrpo.rollout.rows import Row, answered
 from drgrpo.rollout.sampling import Completion, SampleRequest, Sampling
+from drgrpo.scoring import reward_columns
 from drgrpo.tables import TableRef, add_columns, read_table, write_table
 
 Metrics = dict[str, float]
@@ -31,6 +34,7 @@ Mode = Literal["greedy", "sampled"]
 _EVALUATION_STEP = -1
 _NUM_PROBES = 4
 _PROBE_TOKENS = 32
+_GRADED = ("completion", "answer", "question", "columns", "finish_reason", "completion_ids")
 
 
 class Host:
@@ -82,26 +86,24 @@ class Host:
             logprobs=rollout.sampler_logprobs and not evaluation,
         )
 
-    def write_rollout(self, step: int, policy_version: int, *parts: list[Completion]) -> TableRef:
-        """Write the table of sampled completions; `parts` are the engines' shares in the order of `requests`."""
-        columns = self._columns(
-            self.problems.of_step(step),
-            [completion for part in parts for completion in part],
-            step=step,
-            policy_version=policy_version,
-            samples=self.config.rollout.group_size,
-            seed_step=step,
-        )
+    def write_rollout(self, step: int, policy_version: int, *parts: list[Completion | None]) -> TableRef:
+        """Write the table of sampled completions; `parts` are the engines' shares in the order of `requests`.
+
+        A lost completion has no row. Raises RuntimeError when all were lost.
+        """
+        completions = list(chain.from_iterable(parts))
+        rows = answered(self.problems.of_step(step), completions, samples=self.config.rollout.group_size)
+        columns = self._columns(rows, step=step, policy_version=policy_version, seed_step=step)
         return write_table(self._path(step, "rollout"), columns)
 
     def score(self, table: TableRef, step: int) -> TableRef:
         """Grade every completion and add the reward columns."""
-        rows = read_table(table).to_pydict()
+        rows = read_table(table, _GRADED).to_pydict()
         return add_columns(table, self._path(step, "reward"), self._reward_columns(rows))
 
     def advantages(self, table: TableRef, step: int) -> tuple[TableRef, Metrics]:
         """Add the advantage column; returns the finished table and the step's sample metrics."""
-        columns = read_table(table).select(["reward", "group_id"]).to_pydict()
+        columns = read_table(table, ("reward", "group_id")).to_pydict()
         norm = self.config.adv_norm
         advantages = compute_advantages(
             torch.tensor(columns["reward"]),
@@ -122,6 +124,7 @@ class Host:
         """Metrics of a finished sample table."""
         return sample_metrics(
             read_table(table),
+            num_groups=self.config.data.prompts_per_step,
             group_size=self.config.rollout.group_size,
             max_completion_tokens=self.config.rollout.max_completion_tokens,
         )
@@ -131,26 +134,20 @@ class Host:
         return self._requests(self.problems.evaluation, _EVALUATION_STEP, self._evaluation_samples(mode))
 
     def write_evaluation(
-        self, step: int, policy_version: int, modes: Sequence[Mode], *parts: list[Completion]
+        self, step: int, policy_version: int, modes: Sequence[Mode], *parts: list[Completion | None]
     ) -> TableRef:
         """Grade the evaluation's completions and write their table, `mode` telling greedy from sampled.
 
-        `parts` are the engines' shares of the first mode, then those of the next.
+        `parts` are the engines' shares of the first mode, then those of the next. A lost completion has no row. Raises
+        RuntimeError when all of a mode were lost.
         """
         merged: dict[str, list[Any]] = {}
         num_engines = len(parts) // len(modes)
         for index, mode in enumerate(modes):
-            shares = parts[index * num_engines : (index + 1) * num_engines]
-            sampled = [completion for share in shares for completion in share]
-            columns = self._columns(
-                self.problems.evaluation,
-                sampled,
-                step=step,
-                policy_version=policy_version,
-                samples=self._evaluation_samples(mode),
-                seed_step=_EVALUATION_STEP,
-            )
-            columns |= self._reward_columns(columns) | {"mode": [mode] * len(sampled)}
+            completions = list(chain.from_iterable(parts[index * num_engines : (index + 1) * num_engines]))
+            rows = answered(self.problems.evaluation, completions, samples=self._evaluation_samples(mode))
+            columns = self._columns(rows, step=step, policy_version=policy_version, seed_step=_EVALUATION_STEP)
+            columns |= self._reward_columns(columns) | {"mode": [mode] * len(rows)}
             for name, values in columns.items():
                 merged.setdefault(name, []).extend(values)
         return write_table(self.run_dir / "evaluations" / f"{step:06d}.parquet", merged)
@@ -173,78 +170,34 @@ class Host:
             for index in range(samples)
         ]
 
-    def _columns(
-        self,
-        problems: Sequence[TokenizedProblem],
-        completions: Sequence[Completion],
-        *,
-        step: int,
-        policy_version: int,
-        samples: int,
-        seed_step: int,
-    ) -> dict[str, list[Any]]:
-        origin = [(group, problem, i) for group, problem in enumerate(problems) for i in range(samples)]
-        texts = self.tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
+    def _columns(self, rows: Sequence[Row], *, step: int, policy_version: int, seed_step: int) -> dict[str, list[Any]]:
+        problems, completions = [row.problem for row in rows], [row.completion for row in rows]
+        seeds = [sample_seed(self.config.seed, seed_step, row.problem.id, row.sample_index) for row in rows]
         columns: dict[str, list[Any]] = {
-            "run_id": [self.run_id] * len(completions),
-            "step": [step] * len(completions),
-            "policy_version": [policy_version] * len(completions),
-            "problem_id": [problem.id for _, problem, _ in origin],
-            "group_id": [group for group, _, _ in origin],
-            "sample_index": [index for _, _, index in origin],
-            "seed": [sample_seed(self.config.seed, seed_step, problem.id, index) for _, problem, index in origin],
-            "question": [problem.problem.question for _, problem, _ in origin],
-            "answer": [problem.problem.answer for _, problem, _ in origin],
-            "columns": [_as_json(problem.problem.columns) for _, problem, _ in origin],
-            "prompt": [problem.prompt for _, problem, _ in origin],
-            "prompt_ids": [list(problem.prompt_ids) for _, problem, _ in origin],
-            "completion": texts,
+            "run_id": [self.run_id] * len(rows),
+            "step": [step] * len(rows),
+            "policy_version": [policy_version] * len(rows),
+            "problem_id": [problem.id for problem in problems],
+            "group_id": [row.group_id for row in rows],
+            "sample_index": [row.sample_index for row in rows],
+            "seed": seeds,
+            "question": [problem.problem.question for problem in problems],
+            "answer": [problem.problem.answer for problem in problems],
+            "columns": [_as_json(problem.problem.columns) for problem in problems],
+            "prompt": [problem.prompt for problem in problems],
+            "prompt_ids": [list(problem.prompt_ids) for problem in problems],
+            "completion": self.tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True),
             "completion_ids": [completion.token_ids for completion in completions],
             "finish_reason": [completion.finish_reason for completion in completions],
         }
-        if completions and completions[0].logprobs is not None:
+        if completions[0].logprobs is not None:
             columns["sampler_logprobs"] = [completion.logprobs for completion in completions]
         return columns
 
-    def _reward_columns(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        grades = self.pool.grade(
-            [
-                GradeItem(completion, answer, question, json.loads(columns))
-                for completion, answer, question, columns in zip(
-                    rows["completion"], rows["answer"], rows["question"], rows["columns"], strict=True
-                )
-            ]
-        )
-        names = list(self.config.reward.functions)
-        truncated = [reason == "length" for reason in rows["finish_reason"]]
-        scores = {name: [grade.per_function.get(name, 0.0) for grade in grades] for name in names}
-        zero = self.config.reward.truncated_reward == "zero"
-        return {
-            "reward": self._shaped(grades, truncated, [len(ids) for ids in rows["completion_ids"]]),
-            **{f"reward_{name}": values for name, values in scores.items()},
-            # Accuracy is the first reward function's; a truncated completion is not an answer.
-            "correct": [
-                score == 1.0 and not (cut and zero) for score, cut in zip(scores[names[0]], truncated, strict=True)
-            ],
-            "grader_status": [grade.status for grade in grades],
-            "grader_message": [grade.message for grade in grades],
-        }
-
-    def _shaped(self, grades: Sequence[Grade], truncated: Sequence[bool], lengths: Sequence[int]) -> list[float]:
-        reward = self.config.reward
-        raw = torch.tensor([grade.reward for grade in grades], dtype=torch.float64)
-        if reward.truncated_reward == "zero":
-            raw[torch.tensor(truncated, dtype=torch.bool)] = 0.0
-        shaped = shape_rewards(raw, scaling=reward.scaling, bias=reward.bias, clip=reward.clip)
-        if reward.overlong.enabled:
-            shaped = shaped + overlong_penalty(
-                torch.tensor(lengths),
-                max_completion_tokens=self.config.rollout.max_completion_tokens,
-                buffer_tokens=reward.overlong.buffer_tokens,
-                penalty=reward.overlong.penalty,
-            )
-        result: list[float] = shaped.tolist()
-        return result
+    def _reward_columns(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        texts = zip(rows["completion"], rows["answer"], rows["question"], rows["columns"], strict=True)
+        items = [GradeItem(text, answer, question, json.loads(columns)) for text, answer, question, columns in texts]
+        return reward_columns(rows, self.pool.grade(items), self.config)
 
     def _path(self, step: int, stage: str) -> Path:
         return self.run_dir / "steps" / f"{step:06d}" / f"{stage}.parquet"

@@ -179,6 +179,7 @@ def merge_metrics(metrics: Sequence[Mapping[str, float | Tensor]]) -> dict[str, 
 SUMMARY_NAMES = {
     "tokens_count": "num_tokens",
     "sequences_count": "num_sequences",
+    "invalid_sampler_logprobs_count": "invalid_sampler_logprobs",
     "clip_low_sum": "clip_fraction_low",
     "clip_high_sum": "clip_fraction_high",
     "corrected_sum": "corrected_fraction",
@@ -188,11 +189,17 @@ SUMMARY_NAMES = {
 
 
 def summarize_metrics(merged: Mapping[str, float]) -> dict[str, float]:
-    """Merged metrics as means over tokens (nats, or shares of tokens), maxima and counts; of no tokens, only counts."""
+    """Merged metrics as means over tokens (nats, or shares of tokens), maxima and counts; of no tokens, only counts.
+
+    Those of the mismatch are over the tokens whose sampler logprob is a number.
+    """
     num_tokens = merged.get("tokens_count", 0.0)
-    if not num_tokens:
-        merged = {key: value for key, value in merged.items() if key.endswith("_count")}
-    means = {key: value / num_tokens if key.endswith("_sum") else value for key, value in merged.items()}
+    num_valid = num_tokens - merged.get("invalid_sampler_logprobs_count", 0.0)
+    means = {}
+    for key, value in merged.items():
+        divisor = num_valid if key.startswith("mismatch_") else num_tokens
+        if divisor or key.endswith("_count"):
+            means[key] = value / divisor if key.endswith("_sum") else value
     if num_tokens:
         means["clip_fraction"] = means["clip_low_sum"] + means["clip_high_sum"]
     return {SUMMARY_NAMES.get(key, key.removesuffix("_sum")): value for key, value in means.items()}

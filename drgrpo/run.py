@@ -87,9 +87,9 @@ class Run:
         self.notice.release()
         return metrics
 
-    def table(self, step: int, stage: str) -> TableRef | None:
-        """The stage's table of a step if it is there and whole."""
-        return find_table(self.directory / "steps" / f"{step:06d}" / f"{stage}.parquet")
+    def table(self, step: int, stage: str, *, source: TableRef | None = None) -> TableRef | None:
+        """The stage's table of a step if it is there and whole, and made from `source` where that is given."""
+        return find_table(self.directory / "steps" / f"{step:06d}" / f"{stage}.parquet", source=source)
 
     def evaluation_table(self, step: int) -> TableRef | None:
         """The evaluation's table after `step` steps if it is there and whole."""
@@ -100,7 +100,8 @@ class Run:
         k = self.config.evaluation.samples_per_problem
         summary = evaluation_metrics(read_table(table), k=k)
         self.evaluations[step] = summary
-        metrics = summary.metrics()
+        asked = self.cluster.data["evaluation"]["num_problems"] * (k + self.config.evaluation.greedy)
+        metrics = summary.metrics() | {"evaluation/lost_samples": float(asked - table.num_rows)}
         self.savepoints.add_evaluation(step, metrics)
         self.tracker.log_metrics(metrics, step)
         write_history(self.directory / "evaluations.jsonl", {"step": step, **metrics})

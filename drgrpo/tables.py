@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -44,11 +44,11 @@ def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> TableRef:
     lengths = {name: len(values) for name, values in columns.items()}
     if not lengths or len(set(lengths.values())) > 1:
         raise TableError(f"{path}: a table needs one or more columns of equal length, got {lengths}")
-    return _write(path, pa.table({name: pa.array(values) for name, values in columns.items()}))
+    return _write(path, pa.table({name: pa.array(values) for name, values in columns.items()}), {})
 
 
-def read_table(ref: TableRef) -> pa.Table:
-    """Read the table that `ref` names, after checking its bytes.
+def read_table(ref: TableRef, columns: Collection[str] | None = None) -> pa.Table:
+    """Read the table that `ref` names, after checking its bytes; of `columns`, if given, those that it has.
 
     Raises:
         FileNotFoundError: The file is gone.
@@ -60,21 +60,28 @@ def read_table(ref: TableRef) -> pa.Table:
             f"{ref.path}: the table was changed after it was written: sha256 is {digest}, expected {ref.sha256}; "
             "delete the file to have its stage run again"
         )
-    return pq.read_table(ref.path, partitioning=None)
+    names = None if columns is None else [name for name in pq.read_schema(ref.path).names if name in columns]
+    return pq.read_table(ref.path, columns=names, partitioning=None)
 
 
-def find_table(path: Path) -> TableRef | None:
-    """The reference of the table at `path`, or None where it is absent, partial or not what its manifest says."""
+def find_table(path: Path, *, source: TableRef | None = None) -> TableRef | None:
+    """The reference of the table at `path`, or None where it is absent, partial or not what its manifest says.
+
+    With `source`, also None unless it was made by `add_columns` from that very table.
+    """
     try:
         manifest = json.loads(_manifest(path).read_text())
         ref = TableRef(str(path.absolute()), manifest["sha256"], manifest["num_rows"])
-        return ref if _digest(path) == ref.sha256 else None
+        made_from = manifest["source"] if source else None
+        return ref if made_from == (source and source.sha256) and _digest(path) == ref.sha256 else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
 def add_columns(ref: TableRef, path: Path, columns: Mapping[str, Sequence[Any]]) -> TableRef:
     """Write the table of `ref` with `columns` (each of `ref.num_rows` values) appended, as a new table at `path`.
+
+    The new table's manifest holds the digest of `ref` as its `source`.
 
     Raises:
         TableError: A column that exists already or has another length, or `ref` does not verify.
@@ -86,14 +93,14 @@ def add_columns(ref: TableRef, path: Path, columns: Mapping[str, Sequence[Any]])
         if len(values) != table.num_rows:
             raise TableError(f"{ref.path}: column {name!r} has {len(values)} values for {table.num_rows} rows")
         table = table.append_column(name, pa.array(values))
-    return _write(path, table)
+    return _write(path, table, {"source": ref.sha256})
 
 
-def _write(path: Path, table: pa.Table) -> TableRef:
+def _write(path: Path, table: pa.Table, origin: Mapping[str, str]) -> TableRef:
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = _replace(path, lambda file: pq.write_table(table, file, compression="zstd"))
-    manifest = json.dumps({"sha256": digest, "num_rows": table.num_rows}, sort_keys=True) + "\n"
+    manifest = json.dumps({"sha256": digest, "num_rows": table.num_rows, **origin}, sort_keys=True) + "\n"
     _replace(_manifest(path), lambda file: file.write(manifest.encode()))
     return TableRef(str(path), digest, table.num_rows)
 

@@ -1,6 +1,7 @@
 """The stages of an iteration as Prefect tasks: one library call each, timed and recorded.
 
-A stage that writes a table may be retried and is skipped when its table is already there. Update and push change the
+A stage that writes a table may be retried and is skipped when its table is already there, made from
+the table that it would be given. Update and push change the
 engines, so they are never cached and never retried.
 """
 
@@ -26,7 +27,7 @@ def rollout(run: Run, *, step: int) -> TableRef:
 @task(task_run_name="reward-{step}", tags=["reward"], retries=1, cache_policy=NO_CACHE)
 def reward(run: Run, table: TableRef, *, step: int) -> TableRef:
     """Grade the completions in killable processes."""
-    if done := run.table(step, "reward"):
+    if done := run.table(step, "reward", source=table):
         return done
     with run.timed("reward"):
         return run.cluster.score(table, step)

@@ -38,17 +38,21 @@ def model_directory(checkpoint: Path, source: Path, root: Path, *, name: str, dt
         if not target.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            copy_description(source, partial)
-            _set_dtype(partial / "config.json", dtype)
+            copy_description(source, partial, dtype)
             _link_weights(checkpoint, partial)
             partial.rename(target)
     return target
 
 
-def copy_description(source: Path, target: Path) -> None:
-    """Copy a model's config, tokenizer and chat template, without its weights and their index."""
+def copy_description(source: Path, target: Path, dtype: str) -> None:
+    """Copy a model's config, tokenizer and chat template, without its weights and their index; `dtype` is the type that
+    the config is to name, since whoever loads the weights rounds them to that.
+    """
     for path in _description(source):
-        shutil.copy2(path, target / path.name)
+        shutil.copyfile(path, target / path.name)
+    config = json.loads((source / "config.json").read_text())
+    former = {"torch_dtype": dtype} if "torch_dtype" in config else {}  # transformers' name for it before
+    (target / "config.json").write_text(json.dumps({**config, **former, "dtype": dtype}, indent=2) + "\n")
 
 
 def _description(source: Path) -> list[Path]:
@@ -61,12 +65,6 @@ def _digest(checkpoint: Path, source: Path, dtype: str) -> str:
     for path in (checkpoint / MANIFEST, *_description(source)):
         digest.update(f"{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
-
-
-def _set_dtype(path: Path, dtype: str) -> None:
-    config = json.loads(path.read_text())
-    config.pop("torch_dtype", None)  # the name that transformers had for it before
-    path.write_text(json.dumps(config | {"dtype": dtype}, indent=1))
 
 
 def _link_weights(checkpoint: Path, target: Path) -> None:

@@ -103,6 +103,7 @@ class HealthConfig(Section):
             _rule("zero_variance_share", "rollout/zero_variance_share", "above", equal, equal.limit),
             _rule("entropy", "update/entropy", "below", entropy, entropy.limit),
             _rule("mismatch_kl", "update/mismatch_k3", "above", mismatch, mismatch.limit),
+            _rule("mismatch_kl", "update/invalid_sampler_logprobs", "above", mismatch, 0.0),
             _rule("mismatch_kl", "sync/mean_abs_logprob_diff", "above", mismatch, mismatch.probe_limit),
             _rule("reward_drop", "evaluation/avg_at_k", "below_best", drop, drop.limit),
             _rule("grad_norm", "update/grad_norm", "times_median", norm, norm.limit, norm.window),

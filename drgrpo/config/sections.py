@@ -137,6 +137,9 @@ class RewardConfig(Section):
     timeout_s: float = Field(
         5.0, gt=0, le=600, description="Time limit per completion; a grader over it is killed and the sample scores 0"
     )
+    max_failed_share: float = Field(
+        0.5, ge=0, le=1, description="Share of completions that may time out or fail in the grader; beyond it, stop"
+    )
     num_workers: int = Field(2, ge=1, le=256, description="Grader processes")
     truncated_reward: Literal["zero", "keep"] = Field("zero", description="Reward of a completion cut at the limit")
     scaling: float = Field(1.0, description="Reward is (reward + bias) * scaling, then clipped")

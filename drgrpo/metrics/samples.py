@@ -12,17 +12,20 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 
-def sample_metrics(table: pa.Table, *, group_size: int, max_completion_tokens: int) -> dict[str, float]:
+def sample_metrics(
+    table: pa.Table, *, num_groups: int, group_size: int, max_completion_tokens: int
+) -> dict[str, float]:
     """Metrics of a step's sample table; a number that the table has no samples for is left out, never NaN.
 
     Lengths are in tokens, shares in [0, 1]. The lengths of correct and of incorrect completions are of those that ended
     by themselves; truncated ones stand apart, because a cut length says nothing about the policy. Standard deviations
-    are unbiased (n-1). A group with fewer than `group_size` rows is incomplete.
+    are unbiased (n-1). `num_groups` groups of `group_size` samples were asked for: a sample without a row was lost, and
+    a group with fewer rows, or none, is incomplete.
     """
     metrics: dict[str, float | None] = {
         **_reward_metrics(table),
         **length_metrics(table),
-        **_group_metrics(table, group_size),
+        **_group_metrics(table, num_groups, group_size),
         **_grader_metrics(table),
         **_advantage_metrics(table),
     }
@@ -83,7 +86,7 @@ def _reward_metrics(table: pa.Table) -> dict[str, float | None]:
     }
 
 
-def _group_metrics(table: pa.Table, group_size: int) -> dict[str, float | None]:
+def _group_metrics(table: pa.Table, num_groups: int, group_size: int) -> dict[str, float | None]:
     group, sizes = _groups(table)
     right = np.bincount(group, weights=bools(table, "correct"), minlength=sizes.size)
     completions = list(zip(group.tolist(), table["completion"].to_pylist(), strict=True))
@@ -93,7 +96,8 @@ def _group_metrics(table: pa.Table, group_size: int) -> dict[str, float | None]:
         "rollout/zero_variance_share": mean(_spread(floats(table, "reward"), group, sizes.size) == 0),
         "rollout/all_right_share": mean(right == sizes),
         "rollout/all_wrong_share": mean(right == 0),
-        "rollout/incomplete_groups": float((sizes < group_size).sum()),
+        "rollout/incomplete_groups": float(num_groups - (sizes == group_size).sum()),
+        "rollout/lost_samples": float(num_groups * group_size - len(completions)),
     }
 
 

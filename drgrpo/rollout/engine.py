@@ -52,20 +52,22 @@ class RolloutEngine:
         policy_version: int,
         part: int = 0,
         num_parts: int = 1,
-    ) -> list[Completion]:
-        """One completion per request of this engine's part, in order.
+    ) -> list[Completion | None]:
+        """The completion of each request of this engine's part, in order; None where vLLM lost it.
 
         Raises RuntimeError when the engine samples from another policy than `policy_version`.
         """
         self._check_version(policy_version)
         size = -(-len(requests) // num_parts)
         requests = requests[part * size : (part + 1) * size]
-        outputs = self.llm.generate(
+        ids = self.llm.enqueue(
             [{"prompt_token_ids": request.prompt_ids} for request in requests],
             [_parameters(sampling, request) for request in requests],
             use_tqdm=False,
         )
-        return [_completion(output.outputs[0], sampling.logprobs) for output in outputs]
+        # An aborted request leaves a gap, so position tells nothing. A queued id has a random suffix, an output's none.
+        outputs = {output.request_id: output.outputs[0] for output in self.llm.wait_for_completion(use_tqdm=False)}
+        return [_completion(outputs.get(name.partition("-")[0]), sampling.logprobs) for name in ids]
 
     def score(self, sequences: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
         """Logprobs of given (prompt ids, completion ids) at temperature 1, a float per completion token."""
@@ -134,7 +136,9 @@ def _parameters(sampling: Sampling, request: SampleRequest) -> SamplingParams:
     )
 
 
-def _completion(output: Any, with_logprobs: bool) -> Completion:
+def _completion(output: Any | None, with_logprobs: bool) -> Completion | None:
+    if output is None or output.finish_reason not in ("stop", "length"):  # aborted, or an error inside vLLM
+        return None
     token_ids = list(output.token_ids)
     logprobs = (
         [entry[token].logprob for token, entry in zip(token_ids, output.logprobs, strict=True)]

@@ -22,6 +22,7 @@ from drgrpo.trainer.zero import init_process_group
 from drgrpo.weight_sync.sender import Sampler, Sender
 
 _SHARD_NUMEL = 1 << 30
+_SAMPLE_COLUMNS = ("group_id", "prompt_ids", "completion_ids", "advantage", "sampler_logprobs")
 
 
 class TrainerRank:
@@ -115,7 +116,7 @@ class TrainerRank:
         index = self._write_shards(partial)
         if self.rank == 0:
             (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-            copy_description(self.model_path, partial)
+            copy_description(self.model_path, partial, self.config.model.dtype)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
         return str(final)
@@ -136,7 +137,7 @@ class TrainerRank:
 
 def read_samples(table: TableRef) -> list[Sample]:
     """The samples of a table with advantages, in its order."""
-    rows = read_table(table).to_pydict()
+    rows = read_table(table, _SAMPLE_COLUMNS).to_pydict()
     logprobs = rows.get("sampler_logprobs") or [None] * table.num_rows
     columns = zip(
         rows["group_id"], rows["prompt_ids"], rows["completion_ids"], rows["advantage"], logprobs, strict=True

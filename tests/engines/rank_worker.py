@@ -47,7 +47,7 @@ class RankWorker(TrainerRank):
             rank_module.copy_description = copy
 
 
-def _no_space(source: Path, target: Path) -> None:
+def _no_space(source: Path, target: Path, dtype: str) -> None:
     raise OSError("no space left on device")
 
 

@@ -3,11 +3,12 @@
 # vLLM has to be the first thing that this process does.
 from drgrpo.rollout.engine import RolloutEngine, _parameters  # isort: skip
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from drgrpo.config import TrainConfig
-from drgrpo.rollout.sampling import SampleRequest, Sampling
+from drgrpo.rollout.sampling import Completion, SampleRequest, Sampling
 from drgrpo.weight_sync import receiver
 
 _REPACK = receiver.repack_tied_head
@@ -19,6 +20,25 @@ class SamplerWorker(RolloutEngine):
     def __init__(self, config: TrainConfig, model_path: Path) -> None:
         super().__init__(config, model_path, on_gpu=False)
         self._reset = self.llm.reset_prefix_cache
+
+    def generate_losing(
+        self, lost: Collection[int], requests: Sequence[SampleRequest], sampling: Sampling
+    ) -> list[Completion | None]:
+        """As `generate`, while vLLM aborts the requests at the positions `lost`."""
+        engine, ids = self.llm.llm_engine, list[str]()
+        add = engine.add_request
+
+        def aborting(*args: Any, **kwargs: Any) -> str:
+            ids.append(add(*args, **kwargs))
+            if len(ids) - 1 in lost:
+                engine.abort_request(ids[-1:], internal=True)
+            return ids[-1]
+
+        engine.add_request = aborting
+        try:
+            return self.generate(requests, sampling, policy_version=0)
+        finally:
+            engine.add_request = add
 
     def prompts_seen(self, prompts: list[list[int]], sampling: Sampling) -> list[list[int]]:
         """The prompt ids that vLLM says it has sampled from."""

@@ -1,5 +1,7 @@
 """The exported policy as others load it."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,14 +19,31 @@ pytestmark = pytest.mark.engine
 PROBES = [(list(sample.prompt_ids), list(sample.completion_ids)) for sample in random_samples(99)]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
-def ranks(request: pytest.FixtureRequest, tiny_model: Path) -> Iterator[TrainerRanks]:
-    """A trained policy on one rank, then on two."""
-    config = make_config(tiny_model, {"optimizer.lr": 1e-2})
-    started = TrainerRanks("tests.engines.rank_worker.RankWorker", config, world_size=request.param)
+@pytest.fixture(
+    scope="module", params=[(1, "dtype"), (2, "torch_dtype")], ids=["one rank", "two ranks and the old name of dtype"]
+)
+def ranks(
+    request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TrainerRanks]:
+    """A trained policy on one rank, then on two; it is trained in float32, and was bfloat16 before."""
+    world_size, key = request.param
+    config = make_config(half_model(tiny_model, tmp_path_factory.mktemp("half") / "model", key), {"optimizer.lr": 1e-2})
+    started = TrainerRanks("tests.engines.rank_worker.RankWorker", config, world_size=world_size)
     started.call("train", random_samples(), 0)
     yield started
     started.close()
+
+
+def half_model(source: Path, path: Path, key: str) -> Path:
+    """The model at `source` in bfloat16, as its config says under `key`."""
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(source, path)
+    AutoModelForCausalLM.from_pretrained(source, dtype="bfloat16").save_pretrained(path)
+    config = json.loads((path / "config.json").read_text())
+    assert config.pop("dtype") == "bfloat16"
+    (path / "config.json").write_text(json.dumps(config | {key: "bfloat16"}))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +53,11 @@ def exported(ranks: TrainerRanks, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_transformers_loads_the_very_weights(ranks: TrainerRanks, exported: Path, tiny_model: Path) -> None:
-    model, initial = reference.load_model(exported), reference.load_model(tiny_model)
+    from transformers import AutoModelForCausalLM
+
+    model, initial = AutoModelForCausalLM.from_pretrained(exported), reference.load_model(tiny_model)
+    config = json.loads((exported / "config.json").read_text())
+    assert [config[key] for key in ("dtype", "torch_dtype") if key in config] == ["float32"]
     trained = ranks.call("whole_weights")
     loaded = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
     assert set(loaded) == set(trained)

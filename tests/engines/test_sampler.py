@@ -28,6 +28,16 @@ def test_samples_of_a_seed_are_identical_over_repeats_order_and_half_batches(
     assert generate(sampler, wanted[5:6]) == completions[5:6]
 
 
+@pytest.mark.parametrize("lost", [{0}, {5, 6, 31}, set(range(32))])
+def test_requests_that_vllm_loses_are_none_and_the_others_keep_their_place(
+    lost: set[int], sampler: EngineProcess, completions: list[Completion]
+) -> None:
+    wanted = sample_requests()
+    found = sampler.call("generate_losing", lost, wanted, SAMPLING)
+    assert found == [None if i in lost else completion for i, completion in enumerate(completions)]
+    assert generate(sampler, wanted[:3]) == completions[:3]  # nothing is left over for the next call
+
+
 def test_a_prompt_from_the_prefix_cache_gives_the_same_samples(sampler: EngineProcess) -> None:
     prompts = long_prompts()
     wanted = [SampleRequest(prompt, seed=10 * i + k) for i, prompt in enumerate(prompts) for k in range(4)]

@@ -1,6 +1,7 @@
 """A trainer rank inside its own process, with what the tests need to see: the gradient and weights of each step."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from deepspeed.utils import safe_get_full_grad
 
 from drgrpo.config import TrainConfig
 from drgrpo.trainer import zero
-from drgrpo.trainer.batch import Sample
+from drgrpo.trainer.batch import PackedBatch, Sample
 from drgrpo.trainer.trainer import Trainer
 from drgrpo.trainer.weights import gathered, named_weights
 from drgrpo.weight_sync.sender import Sender
@@ -24,11 +25,26 @@ zero._PERSIST_SMALL = 1000
 
 
 class RecordingTrainer(Trainer):
-    """A trainer that keeps weights, gradient and loss of every optimizer step, taken before clipping."""
+    """A trainer that keeps weights, gradient and loss of every optimizer step, taken before clipping.
+
+    `forwards` holds, for every forward pass of this rank, whether it is for a backward one, and its completion tokens.
+    While `is_spoiled` rank 0's passes give NaN for the logprob of their first token.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.records: list[dict[str, Any]] = []
+        self.forwards: list[tuple[bool, int]] = []
+        self.is_spoiled = False
+        self._forward = self.engine.module.forward
+        self.engine.module.forward = self._recorded
+
+    def _recorded(self, batch: PackedBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        self.forwards.append((torch.is_grad_enabled(), len(batch.targets)))
+        logprobs, entropy = self._forward(batch, temperature)
+        if self.is_spoiled and self.rank == 0:
+            logprobs = logprobs * torch.ones_like(logprobs).index_fill(0, torch.tensor([0]), math.nan)
+        return logprobs, entropy
 
     def accumulate(self, *args: Any, **kwargs: Any) -> float:
         """As the trainer's own, recorded."""
@@ -74,12 +90,21 @@ class TrainerWorker:
         """Logprobs of the samples' completions under the initial policy."""
         return self._cached(config).score(samples, temperature=temperature)
 
-    def update(self, config: TrainConfig, steps: Sequence[Sequence[Sample]]) -> dict[str, Any]:
-        """Train on each of `steps`; returns a record per optimizer step, metrics per step, and the final weights."""
+    def update(
+        self, config: TrainConfig, steps: Sequence[Sequence[Sample]], spoiled: Collection[int] = ()
+    ) -> dict[str, Any]:
+        """Train on each of `steps`; returns a record per optimizer step, metrics per step, and the final weights.
+
+        The trainer's logprobs hold a NaN in the steps `spoiled`. `forwards` are those of rank 0.
+        """
         trainer = self._trainer(config)
-        metrics = [trainer.update(samples, step=step) for step, samples in enumerate(steps)]
+        metrics = []
+        for step, samples in enumerate(steps):
+            trainer.is_spoiled = step in spoiled
+            metrics.append(trainer.update(samples, step=step))
+        result = {"records": trainer.records, "metrics": metrics, "forwards": trainer.forwards}
         final = weights(trainer)
-        return {"records": trainer.records, "metrics": metrics, "weights": final} if self.rank == 0 else {}
+        return result | {"weights": final} if self.rank == 0 else {}
 
     def partitioned_shares(self, config: TrainConfig) -> tuple[float, float]:
         """Of the parameters' elements: the share stored on this rank, and the share that ZeRO-3 may leave gathered."""

@@ -57,7 +57,7 @@ class FakeCluster:
         self.pushed: tuple[int, str] = (0, self.policy)
         digests = {"train": "a" * 64, "evaluation": "b" * 64}
         self.data = {
-            split: {"source": f"/data/{split}.jsonl", "digest": digest, "num_problems": 8}
+            split: {"source": f"/data/{split}.jsonl", "digest": digest, "num_problems": NUM_PROBLEMS}
             for split, digest in digests.items()
         } | {"dropped": {"train_duplicates": 2}}
 
@@ -77,7 +77,8 @@ class FakeCluster:
         rewards = np.array(read_table(table)["reward"]).reshape(-1, size)
         advantages = (rewards - rewards.mean(axis=1, keepdims=True)).flatten()
         finished = add_columns(table, self._path(step, "advantage"), {"advantage": advantages.tolist()})
-        return finished, sample_metrics(read_table(finished), group_size=size, max_completion_tokens=8)
+        sizes = {"num_groups": NUM_PROBLEMS, "group_size": size}
+        return finished, sample_metrics(read_table(finished), **sizes, max_completion_tokens=8)
 
     def demonstrations(self, step: int) -> tuple[TableRef, dict[str, float]]:
         self.script.note(f"demonstrations-{step}")

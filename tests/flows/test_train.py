@@ -5,7 +5,7 @@ import json
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from drgrpo.config.output_lock import hold_output_directory
 from drgrpo.origin import Origin
 from drgrpo.report import read_history
 from drgrpo.run import Run
-from drgrpo.tables import find_table
+from drgrpo.tables import find_table, read_table
 from flows.identity import Identity, identity
 from flows.train import train
-from tests.flows.fake_cluster import Script
+from tests.flows.fake_cluster import FakeCluster, Script
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -264,6 +264,29 @@ def test_a_damaged_table_is_made_again(script: Script, options: Options, machine
     script.calls.clear()
     call(options())
     assert [c for c in script.calls if c.startswith("rollout")] == ["rollout-1"]
+
+
+@pytest.mark.usefixtures("same_run")
+def test_a_rollout_that_comes_out_different_is_graded_again(
+    script: Script, options: Options, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script.failures = {"update-1": 1}
+    with pytest.raises(RuntimeError):
+        call(options())
+    step, rows = run_dir(machine) / "steps" / "000001", FakeCluster._rows
+    (step / "rollout.parquet").unlink()
+
+    def changed(cluster: FakeCluster, *args: int) -> dict[str, Sequence[Any]]:
+        columns = rows(cluster, *args)
+        return {**columns, "prompt": ["2 + 2 = "] * len(columns["prompt"])}
+
+    monkeypatch.setattr(FakeCluster, "_rows", changed)
+    script.calls.clear()
+    call(options())
+    assert [c for c in script.calls if c.startswith(("rollout", "reward"))] == ["rollout-1", "reward-1"]
+    for stage in ("rollout", "reward", "advantage"):
+        table = find_table(step / f"{stage}.parquet")
+        assert table is not None and set(read_table(table)["prompt"].to_pylist()) == {"2 + 2 = "}
 
 
 @pytest.mark.usefixtures("same_run")

@@ -2,10 +2,12 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from drgrpo.trainer.batch import PackedBatch, Sample, SegmentLayout, pack
 from drgrpo.trainer.logprobs import LogprobHead, entropy_gradient, logits_gradient, token_statistics
@@ -127,6 +129,42 @@ def test_chunked_logprobs_and_their_gradients_are_those_of_whole_logits(chunk: i
     torch.testing.assert_close(found_entropy.double(), entropy.detach(), atol=5e-5, rtol=1e-5)
     for grad, exact_grad in zip((given.grad, head.weight.grad), wanted, strict=True):
         assert relative_error(grad, exact_grad) < 1e-5
+
+
+class VocabularyTensors(TorchDispatchMode):
+    """Keeps the rows and type of every new tensor [rows, vocabulary] that an operation makes."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.made = vocabulary, set[tuple[int, torch.dtype]]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in (result,) if isinstance(result, torch.Tensor) else ():
+            if not func.is_view and tensor.ndim == 2 and tensor.shape[1] == self.vocabulary:
+                self.made.add((tensor.shape[0], tensor.dtype))
+        return result
+
+
+@pytest.mark.parametrize("entropy_gradient", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_more_than_a_chunk_of_logits_exists_at_once(dtype: torch.dtype, entropy_gradient: bool) -> None:
+    hidden, weight = (
+        torch.randn(13, 16, dtype=dtype).requires_grad_(),
+        torch.nn.Parameter(torch.randn(50, 16).to(dtype)),
+    )
+    head = LogprobHead(weight, chunk_tokens=4, entropy_gradient=entropy_gradient)
+    with VocabularyTensors(50) as seen:
+        logprobs, entropy = head(hidden, torch.randint(50, (13,)), 1.0)
+        forward = set(seen.made)
+        seen.made.clear()
+        (logprobs.sum() + entropy.sum()).backward()
+    for made in (forward, seen.made):
+        assert {rows for rows, _ in made} == {4, 1}  # 13 rows in chunks of 4
+        assert {torch.float32, dtype} <= {kind for _, kind in made}
+    with VocabularyTensors(50) as seen:  # the mode sees whole logits where there are some
+        torch.log_softmax((hidden @ weight.t()).float(), -1)
+    assert (13, torch.float32) in seen.made
 
 
 def test_an_entropy_that_is_only_watched_has_no_gradient() -> None:

@@ -86,6 +86,17 @@ def test_mismatch_metrics_in_hand_numbers():
     assert metrics["mismatch_prob_max"].item() == pytest.approx(0.6)
 
 
+@pytest.mark.parametrize("invalid", [math.nan, -math.inf])
+def test_a_token_without_a_sampler_logprob_is_counted_and_left_out_of_the_mismatch(invalid: float):
+    old, sampler = logs([[0.9, 0.3, 0.5]]), logs([[0.3, 0.9, 0.4]])
+    sampler[0, 1] = sampler[0, 2] = invalid
+    metrics = mismatch_metrics(old, sampler, torch.tensor([[True, True, False]]))
+    assert metrics["invalid_sampler_logprobs_count"].item() == 1
+    assert metrics["mismatch_k1_sum"].item() == pytest.approx(-math.log(3))
+    assert metrics["mismatch_abs_sum"].item() == pytest.approx(math.log(3))
+    assert metrics["mismatch_prob_max"].item() == pytest.approx(0.6)
+
+
 def test_mismatch_k1_has_the_sign_of_kl_sampler_to_trainer():
     metrics = mismatch_metrics(logs([[0.25]]), logs([[0.5]]), torch.tensor([[True]]))
     assert metrics["mismatch_k1_sum"].item() == pytest.approx(math.log(2))

@@ -179,6 +179,14 @@ def test_a_first_evaluation_is_no_drop() -> None:
     )
 
 
+def test_sampler_logprobs_that_are_no_numbers_are_seen_step_after_step() -> None:
+    metric = "update/invalid_sampler_logprobs"
+    (rule,) = [rule for rule in HealthConfig().rules() if rule.metric == metric]
+    assert check(rule, [0.0, 3.0, 0.0, 0.0]) == []
+    (found,) = check(rule, [0.0, 0.0, 3.0, 1.0])
+    assert (found.gate, found.step, found.limit) == ("mismatch_kl", 3, 0.0)
+
+
 def test_mismatch_is_watched_on_the_steps_tokens_and_on_the_probes() -> None:
     rules = HealthConfig.model_validate({"mismatch_kl": {"patience": 1}}).rules()
     history = [

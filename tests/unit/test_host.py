@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from drgrpo.config import TrainConfig
@@ -294,7 +295,79 @@ def test_advantages_are_keyed_by_group_whatever_the_order_of_rows(data: Path, tm
     assert column(mixed, "advantage") == [expected[i] for i in order]
     third = 1 / 3
     assert column(incomplete, "advantage") == pytest.approx([2 * third, -third, -third, 0.25, 0.25, 0.25, -0.75])
-    assert metrics["rollout/incomplete_groups"] == 1.0
+    assert (metrics["rollout/incomplete_groups"], metrics["rollout/lost_samples"]) == (1.0, 1.0)
+
+
+def test_a_lost_completion_leaves_its_row_out_and_the_others_where_they_belong(data: Path, tmp_path: Path) -> None:
+    host = make_host(data, tmp_path)
+    try:
+        parts: list[Completion | None] = [*completions(host, answers(host, 0, [True, False, True, False] * 2))]
+        parts[1] = parts[4] = parts[5] = None
+        finished, metrics = host.advantages(host.score(host.write_rollout(0, 0, parts[:3], parts[3:]), 0), 0)
+        requests = host.requests(0)
+    finally:
+        host.close()
+    kept = [0, 2, 3, 6, 7]
+    rows = read_table(finished).to_pylist()
+    assert [(row["group_id"], row["sample_index"]) for row in rows] == [(0, 0), (0, 2), (0, 3), (1, 2), (1, 3)]
+    assert [row["prompt_ids"] for row in rows] == [requests[i].prompt_ids for i in kept]
+    assert [row["seed"] for row in rows] == [requests[i].seed for i in kept]
+    assert [row["completion_ids"] for row in rows] == [parts[i].token_ids for i in kept]  # type: ignore[union-attr]
+    assert [row["reward"] for row in rows] == [1.0, 1.0, 0.0, 1.0, 0.0]
+    third = 1 / 3
+    assert [row["advantage"] for row in rows] == pytest.approx([third, third, -2 * third, 0.5, -0.5])
+    assert (metrics["rollout/lost_samples"], metrics["rollout/incomplete_groups"]) == (3.0, 2.0)
+
+
+def test_a_group_that_is_lost_whole_is_incomplete_and_one_left_alone_has_no_signal(data: Path, tmp_path: Path) -> None:
+    host = make_host(data, tmp_path, adv_norm__leave_one_out=True)
+    try:
+        (only,) = completions(host, answers(host, 0, [True] * 8)[4:5])
+        lost: list[Completion | None] = [None] * 7
+        finished, metrics = host.advantages(host.score(host.write_rollout(0, 0, [*lost[:4], only, *lost[4:]]), 0), 0)
+    finally:
+        host.close()
+    assert (column(finished, "group_id"), column(finished, "advantage")) == ([1], [0.0])
+    assert (metrics["rollout/lost_samples"], metrics["rollout/incomplete_groups"]) == (7.0, 2.0)
+
+
+def test_a_rollout_or_an_evaluation_that_lost_everything_is_an_error(shared: Host) -> None:
+    with pytest.raises(RuntimeError, match="lost all of the 8 completions"):
+        shared.write_rollout(60, 0, [None] * 8)
+    with pytest.raises(RuntimeError, match="lost all of the 3 completions"):
+        shared.write_evaluation(60, 0, ["greedy", "sampled"], [None] * 3, [None] * 6)
+    with pytest.raises(ValueError, match="shorter"):  # an engine that answers fewer than it was asked
+        shared.write_rollout(60, 0, [*completions(shared, ["1"] * 7)])
+
+
+def test_a_reward_function_that_fails_too_often_ends_the_step_and_an_evaluation(data: Path, tmp_path: Path) -> None:
+    functions = {"tests.unit.rewards_graders:trouble": 1.0}
+    host = make_host(data, tmp_path, reward__functions=functions, reward__max_failed_share=0.25)
+    try:
+        few = host.write_rollout(0, 0, completions(host, ["value NaN", "raise ouch", *["good"] * 6]))
+        many = host.write_rollout(1, 0, completions(host, ["raise \x1b[31m", "value NaN", "raise ouch", *["good"] * 5]))
+        assert column(host.score(few, 0), "reward") == [0.0, 0.0] + [1.0] * 6
+        with pytest.raises(
+            RuntimeError, match=r"3 of 8 completions could not be graded.*max_failed_share = 0\.25"
+        ) as e:
+            host.score(many, 1)
+        with pytest.raises(RuntimeError, match="3 of 3 completions could not be graded"):
+            host.write_evaluation(0, 0, ["greedy"], completions(host, ["raise ouch"] * 3))
+    finally:
+        host.close()
+    assert "the first is error: '" in str(e.value) and "\\x1b[31m" in str(e.value) and "\x1b" not in str(e.value)
+    assert find_table(tmp_path / "steps" / "000001" / "reward.parquet") is None
+
+
+def test_only_the_columns_of_a_sample_are_read_of_a_table(shared: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, _ = shared.advantages(scored(shared, 61, [True, False] * 4), 61)
+    read, asked = pq.read_table, []
+    monkeypatch.setattr(
+        pq, "read_table", lambda *args, **options: asked.append(options["columns"]) or read(*args, **options)
+    )
+    samples = read_samples(table)
+    assert [sorted(columns) for columns in asked] == [["advantage", "completion_ids", "group_id", "prompt_ids"]]
+    assert [s.advantage for s in samples] == [0.5, -0.5] * 4 and samples[0].sampler_logprobs == ()
 
 
 def test_a_stored_table_is_scored_again_with_another_reward(data: Path, tmp_path: Path, shared: Host) -> None:
@@ -333,6 +406,22 @@ def test_an_evaluation_table_tells_greedy_from_sampled(data: Path, tmp_path: Pat
     assert column(table, "seed") == [request.seed for request in requests]
     assert column(table, "step") == [3] * 9
     assert find_table(tmp_path / "evaluations" / "000003.parquet") == table
+
+
+def test_an_evaluation_table_leaves_lost_completions_out_of_their_mode(data: Path, tmp_path: Path) -> None:
+    host = make_host(data, tmp_path)
+    try:
+        greedy: list[Completion | None] = [*completions(host, ["#### 101", "no", "no"])]
+        sampled: list[Completion | None] = [*completions(host, ["no"] * 6)]
+        greedy[1] = sampled[0] = sampled[3] = None
+        parts = (greedy[:2], greedy[2:], sampled[:3], sampled[3:])  # of two engines
+        table = host.write_evaluation(3, 3, ["greedy", "sampled"], *parts)
+    finally:
+        host.close()
+    ids = [problem.id for problem in host.problems.evaluation]
+    assert column(table, "problem_id") == [ids[i] for i in (0, 2, 0, 1, 2, 2)]
+    assert column(table, "sample_index") == [0, 0, 1, 0, 0, 1]
+    assert column(table, "mode") == ["greedy"] * 2 + ["sampled"] * 4
 
 
 def test_probes_are_prompts_and_answers_of_the_held_out_problems(shared: Host) -> None:

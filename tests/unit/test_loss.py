@@ -309,12 +309,45 @@ def test_metrics_in_hand_numbers():
             "mismatch_k3": (1.5 - 1 - math.log(1.5) + 0.75 - 1 - math.log(0.75)) / 4,
             "mismatch_abs": (math.log(1.5) + math.log(4 / 3)) / 4,
             "mismatch_max_abs_prob": 0.1,
+            "invalid_sampler_logprobs": 0.0,
             "corrected_fraction": 0.0,
             "entropy": 2.5,
             "kl": mean_log,
         },
         abs=1e-6,
     )
+
+
+def with_nan(num_invalid: int, correction: str) -> tuple[float, Tensor, dict[str, float]]:
+    """Loss, gradient and summary of two tokens, sampler at 1/2 and trainer at 1/4, the last ones' sampler at NaN."""
+    logprobs = torch.full((1, 2), math.log(0.25), requires_grad=True)
+    sampler = torch.full((1, 2), math.log(0.5))
+    sampler[0, 2 - num_invalid :] = math.nan
+    loss, metrics = policy_loss(
+        *(logprobs, logprobs, torch.tensor([1.0]), torch.ones(1, 2)),
+        **{"num_sequences": 1, "max_completion_tokens": 2, "sampler_logprobs": sampler, "correction": correction},
+    )
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    return loss.item(), gradient, summarize_metrics(merge_metrics([metrics]))
+
+
+def test_a_sampler_logprob_that_is_no_number_touches_neither_loss_nor_mismatch_where_nothing_is_corrected():
+    loss, gradient, summary = with_nan(1, "off")
+    assert loss == -1.0 and gradient.tolist() == [[-0.5, -0.5]]
+    assert summary["invalid_sampler_logprobs"] == 1.0
+    assert summary["mismatch_k1"] == summary["mismatch_abs"] == pytest.approx(math.log(2))
+    assert summary["mismatch_max_abs_prob"] == pytest.approx(0.25)
+    assert all(math.isfinite(value) for value in summary.values())
+    _, _, lost = with_nan(2, "off")  # none is left to measure: no number, not a mismatch of 0
+    assert lost["invalid_sampler_logprobs"] == 2.0 and not [key for key in lost if key.startswith("mismatch")]
+    assert lost["ratio_mean"] == 1.0
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS[1:])
+def test_a_correction_by_no_number_gives_no_gradient_to_step_on(correction: str):
+    loss, gradient, summary = with_nan(1, correction)
+    assert math.isnan(loss) and gradient.isnan().any()
+    assert summary["invalid_sampler_logprobs"] == 1.0
 
 
 def test_metrics_carry_no_graph():

@@ -30,7 +30,7 @@ def sample_table(**changes: list[Any]) -> pa.Table:
 
 
 def test_sample_metrics_are_those_counted_by_hand() -> None:
-    metrics = sample_metrics(sample_table(), group_size=3, max_completion_tokens=10)
+    metrics = sample_metrics(sample_table(), num_groups=3, group_size=3, max_completion_tokens=10)
     mean = 3.4 / 5
     std = math.sqrt((3 * (1.1 - mean) ** 2 + (0.1 - mean) ** 2 + mean**2) / 4)
     assert metrics == pytest.approx(
@@ -53,7 +53,8 @@ def test_sample_metrics_are_those_counted_by_hand() -> None:
             "rollout/zero_variance_share": 0.5,
             "rollout/all_right_share": 0.5,
             "rollout/all_wrong_share": 0.0,
-            "rollout/incomplete_groups": 1.0,
+            "rollout/incomplete_groups": 2.0,  # b, and one that came back with nothing
+            "rollout/lost_samples": 4.0,
             "grader/timeouts": 1.0,
             "grader/errors": 1.0,
             "advantage/abs_mean": 1.4 / 5,
@@ -64,7 +65,10 @@ def test_sample_metrics_are_those_counted_by_hand() -> None:
 
 def test_a_category_without_samples_has_no_key() -> None:
     metrics = sample_metrics(
-        sample_table(correct=[False] * 5, finish_reason=["stop"] * 5), group_size=3, max_completion_tokens=10
+        sample_table(correct=[False] * 5, finish_reason=["stop"] * 5),
+        num_groups=3,
+        group_size=3,
+        max_completion_tokens=10,
     )
     assert "completion_length/correct" not in metrics and "completion_length/truncated" not in metrics
     assert metrics["completion_length/incorrect"] == pytest.approx(4.8)
@@ -72,7 +76,9 @@ def test_a_category_without_samples_has_no_key() -> None:
 
 
 def test_a_truncated_completion_that_is_right_counts_as_truncated_and_as_accurate() -> None:
-    metrics = sample_metrics(sample_table(finish_reason=["length"] * 5), group_size=3, max_completion_tokens=10)
+    metrics = sample_metrics(
+        sample_table(finish_reason=["length"] * 5), num_groups=3, group_size=3, max_completion_tokens=10
+    )
     assert metrics["rollout/accuracy"] == pytest.approx(0.6)
     assert metrics["completion_length/truncated"] == pytest.approx(4.8)
     assert "completion_length/correct" not in metrics
@@ -80,8 +86,8 @@ def test_a_truncated_completion_that_is_right_counts_as_truncated_and_as_accurat
 
 def test_a_table_before_grading_status_and_advantages_and_an_empty_one_give_no_nan() -> None:
     table = sample_table().drop_columns(["advantage", "grader_status"])
-    metrics = sample_metrics(table, group_size=3, max_completion_tokens=10)
-    empty = sample_metrics(sample_table().slice(0, 0), group_size=3, max_completion_tokens=10)
+    metrics = sample_metrics(table, num_groups=3, group_size=3, max_completion_tokens=10)
+    empty = sample_metrics(sample_table().slice(0, 0), num_groups=3, group_size=3, max_completion_tokens=10)
     assert "advantage/abs_mean" not in metrics and "grader/errors" not in metrics
     assert empty["rollout/num_completions"] == 0.0 and "reward/mean" not in empty
     assert all(math.isfinite(value) for value in [*metrics.values(), *empty.values()])
@@ -89,7 +95,9 @@ def test_a_table_before_grading_status_and_advantages_and_an_empty_one_give_no_n
 
 def test_a_missing_correctness_counts_as_wrong() -> None:
     table = sample_table(correct=[True, None, None, None, None])
-    assert sample_metrics(table, group_size=3, max_completion_tokens=10)["rollout/accuracy"] == pytest.approx(0.2)
+    assert sample_metrics(table, num_groups=3, group_size=3, max_completion_tokens=10)[
+        "rollout/accuracy"
+    ] == pytest.approx(0.2)
 
 
 def evaluation_table(right: dict[str, list[bool]], greedy: dict[str, bool]) -> pa.Table:

@@ -16,7 +16,7 @@ from drgrpo.notice import Notice
 from drgrpo.report import read_history
 from drgrpo.run import Run
 from drgrpo.settings import Settings, resolved
-from drgrpo.tables import write_table
+from drgrpo.tables import add_columns, write_table
 
 
 class Logged:
@@ -102,10 +102,28 @@ def test_a_failing_stage_records_no_seconds(tmp_path: Path) -> None:
 def test_tables_are_found_by_step_and_stage(tmp_path: Path) -> None:
     run, _ = make_run(tmp_path)
     assert run.table(12, "reward") is None and run.evaluation_table(4) is None
-    reward = write_table(run.directory / "steps" / "000012" / "reward.parquet", {"a": [1]})
+    rollout = write_table(run.directory / "steps" / "000012" / "rollout.parquet", {"b": [1]})
+    reward = add_columns(rollout, run.directory / "steps" / "000012" / "reward.parquet", {"a": [1]})
     evaluation = write_table(run.directory / "evaluations" / "000004.parquet", {"a": [1]})
     assert run.table(12, "reward") == reward and run.evaluation_table(4) == evaluation
+    assert run.table(12, "reward", source=rollout) == reward and run.table(12, "reward", source=evaluation) is None
     assert run.table(12, "advantage") is None
+
+
+def test_an_evaluation_counts_the_samples_that_were_asked_for_and_are_not_there(tmp_path: Path) -> None:
+    run, logged = make_run(tmp_path, evaluation__samples_per_problem=2)
+    run.cluster.data = {"evaluation": {"num_problems": 3}}
+    columns = {
+        "problem_id": ["p", "q", "p", "p", "q"],  # r is lost whole, and a sample of q
+        "mode": ["greedy"] * 2 + ["sampled"] * 3,
+        "correct": [True, False, True, False, True],
+        "completion_ids": [[1]] * 5,
+        "finish_reason": ["stop"] * 5,
+    }
+    metrics = run.add_evaluation(0, write_table(run.directory / "evaluations" / "000000.parquet", columns))
+    assert metrics["evaluation/lost_samples"] == 4.0  # of 3 greedy ones and 6 sampled ones
+    assert (metrics["evaluation/greedy"], metrics["evaluation/avg_at_k"]) == (0.5, 0.75)
+    assert logged.points == [(metrics, 0)]
 
 
 def test_a_configuration_survives_the_runs_description(tmp_path: Path) -> None:

@@ -113,6 +113,23 @@ def test_a_table_can_grow_in_place(tmp_path: Path) -> None:
     assert find_table(tmp_path / "a.parquet") == more != ref
 
 
+def test_a_table_is_found_by_the_one_that_it_was_made_from(tmp_path: Path) -> None:
+    source = write_table(tmp_path / "rollout.parquet", {"a": [1]})
+    made = add_columns(source, tmp_path / "reward.parquet", {"reward": [1.0]})
+    assert find_table(tmp_path / "reward.parquet", source=source) == made
+    other = write_table(tmp_path / "rollout.parquet", {"a": [2]})
+    assert find_table(tmp_path / "reward.parquet", source=other) is None
+    assert find_table(tmp_path / "reward.parquet") == made
+    assert find_table(tmp_path / "rollout.parquet", source=source) is None  # made from none
+    write_table(tmp_path / "rollout.parquet", {"a": [1]})  # the same once more
+    assert find_table(tmp_path / "reward.parquet", source=source) == made
+
+
+def test_of_the_columns_asked_for_those_there_are_are_read(tmp_path: Path) -> None:
+    ref = write_table(tmp_path / "t.parquet", COLUMNS)
+    assert read_table(ref, ("ids", "absent", "group_id")).to_pydict() == {k: COLUMNS[k] for k in ("group_id", "ids")}
+
+
 def test_bad_columns_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="equal length"):
         write_table(tmp_path / "t.parquet", {"a": [1], "b": [1, 2]})

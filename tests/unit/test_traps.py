@@ -300,7 +300,7 @@ def test_trap_17_all_right_and_all_wrong_groups_are_counted_apart():
         "reward": rewards,
         "correct": [reward == 1.0 for reward in rewards],
     }
-    metrics = sample_metrics(pa.table(columns), group_size=2, max_completion_tokens=8)
+    metrics = sample_metrics(pa.table(columns), num_groups=4, group_size=2, max_completion_tokens=8)
     shares = [metrics[f"rollout/{name}_share"] for name in ("zero_variance", "all_right", "all_wrong")]
     assert shares == [0.75, 0.25, 0.5]
 
