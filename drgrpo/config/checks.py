@@ -13,6 +13,7 @@ from drgrpo.config.checks_plan import (
     check_microbatch,
     check_minibatch,
     check_placement,
+    check_rollback,
     check_schedule,
 )
 from drgrpo.config.checks_signal import (
@@ -48,6 +49,7 @@ CHECKS: Checks = (
     check_clip,
     check_microbatch,
     check_placement,
+    check_rollback,
     check_text,
     check_inert,
 )
@@ -62,6 +64,7 @@ DEMONSTRATION_CHECKS: Checks = (
     check_schedule,
     check_microbatch,
     check_placement,
+    check_rollback,
     check_text,
     check_inert,
 )
