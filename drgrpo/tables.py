@@ -12,6 +12,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from drgrpo.durable import sync_directory
+
 
 class TableError(ValueError):
     """A table that cannot be written as asked, or whose bytes on disk are not the ones its reference names."""
@@ -65,10 +67,18 @@ def read_table(ref: TableRef) -> pa.Table:
 
 def find_table(path: Path) -> TableRef | None:
     """The reference of the table at `path`, or None where it is absent, partial or not what its manifest says."""
+    ref = named_table(path)
+    try:
+        return ref if ref and _digest(path) == ref.sha256 else None
+    except FileNotFoundError:
+        return None
+
+
+def named_table(path: Path) -> TableRef | None:
+    """The reference that the manifest of the table at `path` gives, None without one; the table itself is not read."""
     try:
         manifest = json.loads(_manifest(path).read_text())
-        ref = TableRef(str(path.absolute()), manifest["sha256"], manifest["num_rows"])
-        return ref if _digest(path) == ref.sha256 else None
+        return TableRef(str(path.absolute()), manifest["sha256"], manifest["num_rows"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
@@ -111,17 +121,8 @@ def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> str:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
     return digest
-
-
-def _sync_directory(path: Path) -> None:
-    # The rename itself survives a power cut only once its directory is on disk.
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(path: Path) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 from prefect import flow
 
 from drgrpo.config import TrainConfig
+from drgrpo.config.output_lock import hold_output_directory
 from drgrpo.opening import open_run
 from drgrpo.preflight import checked_config
 from drgrpo.settings import load_settings
@@ -27,5 +28,9 @@ def evaluate(config: TrainConfig, overrides: dict[str, Any] | None = None, mlflo
     if mlflow_run_id:
         overrides["model.path"] = str(policy_path(mlflow_run_id, settings.mlflow_tracking_uri))
     config = checked_config(config, overrides, settings)
-    with open_run(config, settings, train=False, **identity()) as run:
+    who = identity()
+    with (
+        hold_output_directory(settings.runs_dir / who["run_id"]),
+        open_run(config, settings, train=False, **who) as run,
+    ):
         return evaluate_policy(run, step=0)

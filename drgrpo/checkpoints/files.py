@@ -65,23 +65,6 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
     return FileRecord(nbytes, digest.hexdigest())
 
 
-def replace_file(path: Path, value: Any) -> None:
-    """Write `value` as JSON beside `path` and rename it into place, durably."""
-    beside = path.with_name(f".{path.name}.tmp")
-    write_json(beside, value)
-    os.replace(beside, path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Force a directory's entries to disk: a rename survives a power cut only once its directory does."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def check_digest(path: Path, record: FileRecord) -> None:
     """Raises CheckpointError when the file's bytes are not the ones that were written."""
     try:

@@ -12,6 +12,7 @@ from drgrpo.config.errors import ConfigError, Mistake
 from drgrpo.config.flat import Scalar
 from drgrpo.config.output_lock import hold_output_directory
 from drgrpo.config.overrides import flatten
+from drgrpo.durable import replace_json
 from drgrpo.run_id import check_run_id
 from drgrpo.settings import Settings
 from drgrpo.tracking import Tracker
@@ -82,7 +83,7 @@ def _start_tracker(
         artifact_location=settings.artifact_location,
         system_metrics=False,
     )
-    path.write_text(json.dumps({"mlflow_run_id": tracker.run_id, "runs": [run.run_id for run in runs]}, indent=1))
+    replace_json(path, {"mlflow_run_id": tracker.run_id, "runs": [run.run_id for run in runs]})
     return tracker
 
 
