@@ -1,13 +1,13 @@
 """run.json: what a run's directory says of the run, so that another process can go on with it."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from drgrpo.config import TrainConfig
 from drgrpo.config.errors import ConfigError, Mistake
 from drgrpo.config.overrides import recipe_difference
+from drgrpo.durable import replace_json
 
 _NAME = "run.json"
 
@@ -21,7 +21,7 @@ class Description:
         mlflow_run_id: Its run in MLflow.
         forked_from: `<run id>@<step>` that it started from; empty: from the model.
         parent_mlflow_run_id: That run in MLflow.
-        origin_digest: That run's recipe digest.
+        origin_digest: Recipe digest that the checkpoint carries which it started from: that of the run that saved it.
         first_step: Iterations that lay behind it when it started.
         continued_by: Id of the run that took over after a rollback; empty: none.
     """
@@ -45,14 +45,9 @@ def read_description(directory: Path) -> Description | None:
 
 
 def write_description(directory: Path, description: Description) -> None:
-    """Write it beside and renamed, synced: whole or as it was."""
+    """Write it durably: whole or as it was."""
     values = {**asdict(description), "config": description.config.model_dump(mode="json")}
-    partial = directory / f"{_NAME}.partial"
-    with partial.open("w") as file:
-        json.dump(values, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(directory / _NAME)
+    replace_json(directory / _NAME, values)
 
 
 def check_recipe(description: Description, config: TrainConfig) -> None:

@@ -1,4 +1,4 @@
-"""Opening a run: lock its directory and devices, find where it starts, open MLflow, start the engines."""
+"""Opening a run: lock its devices, find where it starts, open MLflow, start the engines."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from drgrpo.cluster.cluster import Cluster
 from drgrpo.config import TrainConfig
-from drgrpo.config.output_lock import hold_output_directory
 from drgrpo.config.overrides import config_digest
 from drgrpo.description import Description, check_recipe, read_description, write_description
 from drgrpo.device_lock import hold_devices
@@ -34,7 +33,7 @@ def open_run(
     tags: Mapping[str, str],
     train: bool = True,
 ) -> Iterator[Run]:
-    """Start or continue run `run_id`; its engines and its MLflow run end with the block.
+    """Start or continue run `run_id`, whose directory the caller holds; its engines and MLflow run end with the block.
 
     Args:
         config: Checked configuration.
@@ -45,12 +44,11 @@ def open_run(
         tags: MLflow's tags.
         train: Without it there is no trainer, and the sampler keeps the model's own weights.
 
-    Raises ConfigError when another process holds the directory, when it belongs to another configuration, and when Ray
-    does not give the devices, and TrackingError when MLflow does not answer for a new run.
+    Raises ConfigError when the directory belongs to another configuration and when Ray does not give the devices, and
+    TrackingError when MLflow does not answer for a new run.
     """
     directory = settings.runs_dir / check_run_id(run_id)
     with ExitStack() as stack:
-        stack.enter_context(hold_output_directory(directory))
         description = _described(directory, config)
         stack.enter_context(hold_devices(settings))
         tracker = _start_tracker(run_id, description, settings, experiment, name, _all_tags(description, tags))

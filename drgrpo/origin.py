@@ -4,13 +4,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from drgrpo.checkpoints import CheckpointError, checkpoint_path, find_checkpoints, read_whole
+from drgrpo.checkpoints import CheckpointError, checkpoint_path, find_checkpoints, read_state, read_whole
 from drgrpo.checkpoints.directory import PARTIAL, checkpoint_step, looks_whole
 from drgrpo.checkpoints.files import link_file
 from drgrpo.config import TrainConfig
 from drgrpo.config.errors import ConfigError, Mistake
-from drgrpo.config.overrides import recipe_digest
 from drgrpo.description import Description, read_description, write_description
+from drgrpo.durable import sync_directory
 from drgrpo.run_id import check_run_id
 
 FIELD = "resume_from"
@@ -56,7 +56,7 @@ def parse_origin(text: str, runs_dir: Path, *, field: str = FIELD) -> Origin | N
 def fork_run(origin: Origin, run_id: str, config: TrainConfig, runs_dir: Path) -> None:
     """Make the directory of run `run_id`, which starts from the origin's step; nothing happens if it is there already.
 
-    Raises ConfigError when the run is not to go beyond that step.
+    Raises ConfigError when the run is not to go beyond that step, and CheckpointError for an unreadable checkpoint.
     """
     directory, parent = runs_dir / run_id, read_description(runs_dir / origin.run_id)
     assert origin.step is not None and parent is not None
@@ -64,13 +64,15 @@ def fork_run(origin: Origin, run_id: str, config: TrainConfig, runs_dir: Path) -
         problem, remedy = f"the fork starts after {origin.step} steps", f"give more than {origin.step}"
         raise ConfigError([Mistake("total_steps", config.total_steps, problem, remedy)])
     if read_description(directory) is None:
-        _adopt_checkpoint(runs_dir / origin.run_id / "checkpoints", directory / "checkpoints", origin.step)
-        digest = recipe_digest(parent.config)
+        adopted = _adopt_checkpoint(runs_dir / origin.run_id / "checkpoints", directory / "checkpoints", origin.step)
+        # The parent need not have saved it: it may have adopted it as well.
+        digest = str(read_state(adopted).get("config_digest", ""))
         description = Description(config, "", str(origin), parent.mlflow_run_id, digest, first_step=origin.step)
         write_description(directory, description)
+        sync_directory(runs_dir)
 
 
-def _adopt_checkpoint(source: Path, target: Path, step: int) -> None:
+def _adopt_checkpoint(source: Path, target: Path, step: int) -> Path:
     """Files are linked where the file system can, so nothing is copied, and pruning one run leaves the other whole."""
     whole = checkpoint_path(target, step)
     partial = whole.with_name(whole.name + PARTIAL)
@@ -78,7 +80,11 @@ def _adopt_checkpoint(source: Path, target: Path, step: int) -> None:
     shutil.rmtree(whole, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(checkpoint_path(source, step), partial, copy_function=link_file)
+    sync_directory(partial)
     partial.rename(whole)
+    sync_directory(target)
+    sync_directory(target.parent)
+    return whole
 
 
 def _other_steps(directory: Path, step: int) -> str:

@@ -4,10 +4,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from drgrpo.checkpoints import find_checkpoints
-from drgrpo.checkpoints.directory import checkpoint_step, looks_whole
+from drgrpo.checkpoints import newest_whole
+from drgrpo.checkpoints.directory import checkpoint_step
 from drgrpo.config import TrainConfig
-from drgrpo.config.overrides import load_config
+from drgrpo.config.overrides import apply_overrides
 from drgrpo.description import check_recipe, read_description, write_description
 from drgrpo.origin import Origin, fork_run
 
@@ -28,13 +28,12 @@ def roll_back(run_id: str, last_good: int, config: TrainConfig, runs_dir: Path) 
     directory, parent = runs_dir / run_id, read_description(runs_dir / run_id)
     assert parent is not None
     at_most = max(last_good, parent.first_step)
-    there = [path for path in find_checkpoints(directory / "checkpoints") if looks_whole(path)]
-    steps = [step for step in map(checkpoint_step, there) if step <= at_most]
-    if not steps:
+    path = newest_whole(directory / "checkpoints", at_most=at_most).path
+    if path is None:
         return None
     new_id = f"{_SUFFIX.sub('', run_id)}-rollback-{num_rollbacks(run_id) + 1}"
-    lower = {"optimizer.lr": config.optimizer.lr * config.health.rollback_lr_factor}
-    fork_run(Origin(run_id, steps[0]), new_id, load_config(config, lower), runs_dir)
+    lower = config.optimizer.lr * config.health.rollback_lr_factor
+    fork_run(Origin(run_id, checkpoint_step(path)), new_id, _with_lr(config, lower), runs_dir)
     write_description(directory, replace(parent, continued_by=new_id))
     return new_id
 
@@ -48,7 +47,7 @@ def is_tracked(run_id: str, runs_dir: Path) -> bool:
 
 
 def newest_run(run_id: str, config: TrainConfig, runs_dir: Path) -> tuple[str, TrainConfig]:
-    """The run that goes on for `run_id` after its rollbacks, and its configuration; often itself and `config`.
+    """The run that goes on for `run_id` after its rollbacks, and `config` with its learning rate; often itself.
 
     Raises ConfigError when `config` is not what `run_id` was started with.
     """
@@ -58,5 +57,10 @@ def newest_run(run_id: str, config: TrainConfig, runs_dir: Path) -> tuple[str, T
         newer = read_description(runs_dir / run_id)
         if newer is None:
             raise FileNotFoundError(f"{runs_dir / run_id} is gone, which went on after a rollback")
-        config = newer.config
+        config = _with_lr(config, newer.config.optimizer.lr)
     return run_id, config
+
+
+def _with_lr(config: TrainConfig, lr: float) -> TrainConfig:
+    """The learning rate is all that a rollback changes."""
+    return apply_overrides(config, {"optimizer.lr": lr})

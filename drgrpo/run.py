@@ -4,7 +4,6 @@ The directory is the run's memory. A stage whose table lies there whole is not r
 tables can be replayed, so the policy at any step follows from what is on disk.
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +13,13 @@ from typing import Any
 from drgrpo.cluster.cluster import Cluster, Metrics
 from drgrpo.config.overrides import recipe_digest
 from drgrpo.description import Description
+from drgrpo.durable import replace_json
 from drgrpo.metrics import EvaluationSummary, evaluation_metrics, paired_difference
 from drgrpo.notice import Notice
 from drgrpo.report import plot_run, read_history, write_history
 from drgrpo.savepoints import Savepoints
 from drgrpo.settings import Settings
-from drgrpo.tables import TableRef, find_table, read_table
+from drgrpo.tables import TableRef, find_table, named_table, read_table
 from drgrpo.tracking import Tracker
 
 
@@ -41,7 +41,8 @@ class Run:
         self.directory = settings.runs_dir / run_id
         self.first_step, self.policy_version = description.first_step, 0
         digests = {recipe_digest(self.config), description.origin_digest} - {""}
-        self.savepoints = Savepoints(self.config, self.directory / "checkpoints", cluster, digests)
+        evaluated = [(int(record["step"]), record) for record in read_history(self.directory / "evaluations.jsonl")]
+        self.savepoints = Savepoints(self.config, self.directory / "checkpoints", cluster, digests, evaluated)
         self.evaluations: dict[int, EvaluationSummary] = {}
         self._metrics: Metrics = {}
         self._step_started = time.perf_counter()
@@ -89,7 +90,7 @@ class Run:
 
     def table(self, step: int, stage: str, *, source: TableRef | None = None) -> TableRef | None:
         """The stage's table of a step if it is there and whole, and made from `source` where that is given."""
-        return find_table(self.directory / "steps" / f"{step:06d}" / f"{stage}.parquet", source=source)
+        return find_table(self._path(step, stage), source=source)
 
     def evaluation_table(self, step: int) -> TableRef | None:
         """The evaluation's table after `step` steps if it is there and whole."""
@@ -108,9 +109,12 @@ class Run:
         return metrics
 
     def restore(self) -> int:
-        """Load the newest whole checkpoint; returns the number of steps that it has done, 0 without one."""
+        """Load the newest whole checkpoint; returns the number of steps that it has done, 0 without one.
+
+        Raises CheckpointError when a fork's own checkpoint cannot be loaded: it must not start from the model.
+        """
         # The checkpoint of a step that was not committed would leave a hole in the history.
-        state = self.savepoints.restore(at_most=self.num_committed())
+        state = self.savepoints.restore(at_most=self.num_committed(), at_least=self.first_step)
         self.policy_version = int(state.get("policy_version", 0))
         self._is_whole = True
         return self.policy_version
@@ -123,7 +127,7 @@ class Run:
             "optimizer_step": num_done * self.config.updates_per_step,
             "run_id": self.run_id,
             "config_digest": recipe_digest(self.config),
-            "tables": {str(step): table.sha256 for step in range(num_done) if (table := self.table(step, "advantage"))},
+            "tables": {str(step): ref.sha256 for step in range(num_done) if (ref := named_table(self._path(step)))},
         }
         self.record(self.savepoints.save(state))
 
@@ -163,7 +167,10 @@ class Run:
             "mlflow_url": self.tracker.run_url(self.settings.mlflow_ui_url),
         }
         path = self.directory / "summary.json"
-        path.write_text(json.dumps(summary, indent=1))
+        replace_json(path, summary)
         self.tracker.log_artifact(path)
         self.tracker.log_metrics({"evaluation/difference": difference[0]}, self.config.total_steps)
         return summary
+
+    def _path(self, step: int, stage: str = "advantage") -> Path:
+        return self.directory / "steps" / f"{step:06d}" / f"{stage}.parquet"

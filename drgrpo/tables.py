@@ -12,6 +12,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from drgrpo.durable import sync_directory
+
 
 class TableError(ValueError):
     """A table that cannot be written as asked, or whose bytes on disk are not the ones its reference names."""
@@ -69,11 +71,20 @@ def find_table(path: Path, *, source: TableRef | None = None) -> TableRef | None
 
     With `source`, also None unless it was made by `add_columns` from that very table.
     """
+    ref = named_table(path, source=source)
+    try:
+        return ref if ref and _digest(path) == ref.sha256 else None
+    except FileNotFoundError:
+        return None
+
+
+def named_table(path: Path, *, source: TableRef | None = None) -> TableRef | None:
+    """As `find_table`, by what the manifest says alone; the table itself is not read."""
     try:
         manifest = json.loads(_manifest(path).read_text())
-        ref = TableRef(str(path.absolute()), manifest["sha256"], manifest["num_rows"])
-        made_from = manifest["source"] if source else None
-        return ref if made_from == (source and source.sha256) and _digest(path) == ref.sha256 else None
+        if source and manifest["source"] != source.sha256:
+            return None
+        return TableRef(str(path.absolute()), manifest["sha256"], manifest["num_rows"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
@@ -118,17 +129,8 @@ def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> str:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
     return digest
-
-
-def _sync_directory(path: Path) -> None:
-    # The rename itself survives a power cut only once its directory is on disk.
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(path: Path) -> str:

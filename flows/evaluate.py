@@ -7,6 +7,7 @@ from prefect import flow
 from drgrpo.config import TrainConfig
 from drgrpo.config.checks import EVALUATION_CHECKS
 from drgrpo.config.errors import ConfigError, Mistake
+from drgrpo.config.output_lock import hold_output_directory
 from drgrpo.config.overrides import apply_overrides
 from drgrpo.opening import open_run
 from drgrpo.preflight import checked_config
@@ -43,5 +44,8 @@ def evaluate(
         overrides["model.path"] = model.path
     tracked = is_tracked(who["run_id"], settings.runs_dir)
     config = checked_config(config, overrides, settings, checks=EVALUATION_CHECKS, train=False, is_tracked=tracked)
-    with open_run(config, settings, train=False, **who) as run:
+    with (
+        hold_output_directory(settings.runs_dir / who["run_id"]),
+        open_run(config, settings, train=False, **who) as run,
+    ):
         return evaluate_policy(run, step=0)

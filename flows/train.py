@@ -33,6 +33,7 @@ def iterate(run: Run) -> dict[str, Any]:
     """The loop itself; returns the summary."""
     progress = start_progress(run)
     first = restore(run)
+    check_health(run, step=first - 1)
     push(run, step=first)
     for done in sorted({run.first_step, first}):
         if run.is_evaluation_due(done):

@@ -18,7 +18,7 @@ from drgrpo.checkpoints.directory import (
     find_leftovers,
     looks_whole,
 )
-from drgrpo.checkpoints.files import replace_file, sync_directory
+from drgrpo.durable import replace_json, sync_directory
 
 
 def begin(path: Path) -> Path:
@@ -54,5 +54,5 @@ def publish(partial: Path, path: Path, files: Mapping[str, FileRecord]) -> None:
     os.rename(partial, path)
     sync_directory(path.parent)
     entries = {name: {"bytes": record.nbytes, "sha256": record.sha256} for name, record in sorted(files.items())}
-    replace_file(path / MANIFEST, {"format": FORMAT, "files": entries})
+    replace_json(path / MANIFEST, {"format": FORMAT, "files": entries})
     shutil.rmtree(replaced, ignore_errors=True)

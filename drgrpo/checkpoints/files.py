@@ -66,29 +66,14 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord:
     return FileRecord(nbytes, digest.hexdigest())
 
 
-def replace_file(path: Path, value: Any) -> None:
-    """Write `value` as JSON beside `path` and rename it into place, durably."""
-    beside = path.with_name(f".{path.name}.tmp")
-    write_json(beside, value)
-    os.replace(beside, path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Force a directory's entries to disk: a rename survives a power cut only once its directory does."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def link_file(source: str | Path, target: str | Path) -> None:
-    """A second name for the file, which nobody writes to any more; a copy where the file system cannot link."""
+    """A second name for the file, which nobody writes to any more; a synced copy where the file system cannot link."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+        with open(target, "rb") as copy:
+            os.fsync(copy.fileno())
 
 
 def check_digest(path: Path, record: FileRecord) -> None:

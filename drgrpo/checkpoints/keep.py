@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from drgrpo.checkpoints.directory import PRUNED, checkpoint_path, checkpoint_step, find_checkpoints, looks_whole
-from drgrpo.checkpoints.files import replace_file, sync_directory
+from drgrpo.durable import replace_json, sync_directory
 
 _BEST = "best.json"
 
@@ -55,7 +55,7 @@ def mark_best(root: Path, step: int, metric: str, value: float, *, higher_is_bet
         gain = value - former["value"] if higher_is_better else former["value"] - value
         if not gain > 0:
             return False
-    replace_file(root / _BEST, {"step": step, "metric": metric, "value": value})
+    replace_json(root / _BEST, {"step": step, "metric": metric, "value": value})
     return True
 
 

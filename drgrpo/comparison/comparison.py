@@ -14,6 +14,7 @@ from drgrpo.comparison.plan import ArmRun
 from drgrpo.comparison.report import write_report
 from drgrpo.comparison.results import read_results, write_result
 from drgrpo.device_lock import visible_devices
+from drgrpo.durable import replace_json
 from drgrpo.settings import Settings
 from drgrpo.tables import find_table
 from drgrpo.tracking import Tracker
@@ -82,9 +83,7 @@ class Comparison:
         """Note how many seconds the run's processes have had."""
         path = self._spent(run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_suffix(".new")
-        staged.write_text(json.dumps({"seconds": round(seconds, 1)}))
-        staged.replace(path)
+        replace_json(path, {"seconds": round(seconds, 1)})
 
     def settle(self, run: ArmRun, device: str) -> None:
         """Write the result of a finished run, unless it is there."""

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from drgrpo.checkpoints.files import replace_file
 from drgrpo.comparison.comparison import Comparison
 from drgrpo.comparison.plan import ArmRun
 from drgrpo.config.errors import ConfigError, Mistake
 from drgrpo.config.flat import Scalar
 from drgrpo.config.output_lock import hold_output_directory
 from drgrpo.config.overrides import flatten
+from drgrpo.durable import replace_json
 from drgrpo.run_id import check_run_id
 from drgrpo.settings import Settings
 from drgrpo.tracking import Tracker
@@ -39,7 +39,7 @@ def open_comparison(
         status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
         try:
             values = {"mlflow_run_id": tracker.run_id, "runs": [run.run_id for run in runs]}
-            replace_file(directory / _NAME, values)
+            replace_json(directory / _NAME, values)
             yield Comparison(runs, settings, run_id, experiment=experiment, name=name, tracker=tracker)
             status = "FINISHED"
         except Exception:

@@ -12,6 +12,7 @@ from drgrpo.comparison.page import comparison_page
 from drgrpo.comparison.plot import SECTIONS, plot_comparison
 from drgrpo.comparison.results import Result
 from drgrpo.comparison.table import comparison_table
+from drgrpo.durable import replace_file
 
 _INLINE_WIDTH = 13.0
 
@@ -38,8 +39,8 @@ def write_report(
     summary = {**(about or {}), "title": title, **_totals(results), "table": [asdict(row) for row in rows]}
     summary["shown"] = score_rows(rows)
     summary |= {"report": str(folder / "report.html"), "plot": str(folder / "report.png")}
-    _write(folder / "report.html", page)
-    _write(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
+    replace_file(folder / "report.html", page.encode())
+    replace_file(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False).encode())
     return summary
 
 
@@ -52,9 +53,3 @@ def _totals(results: Sequence[Result]) -> dict[str, Any]:
             kind: sum(result["tokens"][kind] for result in results) for kind in ("sampled", "trained", "evaluated")
         },
     }
-
-
-def _write(path: Path, text: str) -> None:
-    staged = path.with_name(f".{path.name}.new")
-    staged.write_text(text, encoding="utf-8")
-    staged.replace(path)

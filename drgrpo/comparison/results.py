@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from drgrpo.durable import replace_file
+
 Result = Mapping[str, Any]
 """What `drgrpo.comparison.outcome.arm_result` returns."""
 
@@ -13,9 +15,7 @@ def write_result(path: Path, result: Result) -> None:
     """Write the result at once, a line for each key."""
     lines = [f" {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.new")
-    staged.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    staged.replace(path)
+    replace_file(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def read_results(folder: Path, arms: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from drgrpo.config.checks_plan import (
     check_microbatch,
     check_minibatch,
     check_placement,
+    check_rollback,
     check_schedule,
 )
 from drgrpo.config.checks_signal import (
@@ -62,6 +63,7 @@ CHECKS: Checks = (
     check_clip,
     check_microbatch,
     check_placement,
+    check_rollback,
     check_text,
     check_inert,
     check_unread_demonstrations,
@@ -80,6 +82,7 @@ DEMONSTRATION_CHECKS: Checks = (
     check_schedule,
     check_microbatch,
     check_placement,
+    check_rollback,
     check_text,
     check_inert,
 )

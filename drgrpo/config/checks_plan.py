@@ -1,4 +1,4 @@
-"""Checks that a run fits together: steps, data, schedule and devices."""
+"""Checks that a run fits together: steps, data, schedule, devices, checkpoints."""
 
 import math
 from pathlib import PurePath
@@ -130,3 +130,26 @@ def check_placement(config: TrainConfig) -> list[Mistake]:
         also = ("data.prompts_per_step",)
         mistakes.append(Mistake("placement.num_rollout_engines", engines, problem, "lower it", also=also))
     return mistakes
+
+
+def check_rollback(config: TrainConfig) -> list[Mistake]:
+    """A gate that rolls back needs a checkpoint from before what it saw."""
+    rules = [rule for rule in config.health.rules() if rule.action == "rollback"]
+    checkpoint = config.checkpoint
+    if rules and not checkpoint.has_cadence:
+        path = f"health.{rules[0].gate}.action"
+        problem, remedy = f"there is no checkpoint that {path} = rollback could go back to", "give a cadence"
+        return [Mistake("checkpoint.every_steps", 0, problem, remedy, also=("checkpoint.every_minutes", path))]
+    # A fall below the best evaluation goes back to the best, whose checkpoint stays.
+    patience, gate = max(((rule.patience, rule.gate) for rule in rules if rule.kind != "below_best"), default=(0, ""))
+    every, kept = checkpoint.every_steps, checkpoint.keep_last
+    # The policy of the step before the first bad one is good, and as many checkpoints may be newer.
+    needed = math.ceil((patience + 1) / every) + 1 if every and gate else 0
+    if kept >= needed:
+        return []
+    path = f"health.{gate}.patience"
+    problem = f"with checkpoint.every_steps = {every} all may be too new to roll back to after {path} = {patience}"
+    rarely = f", or 2 with a checkpoint.every_steps of {patience + 1}" if needed > 2 else ""
+    remedy = f"give {needed} or more{rarely}"
+    also = ("checkpoint.every_steps", path, f"health.{gate}.action")
+    return [Mistake("checkpoint.keep_last", kept, problem, remedy, also=also)]

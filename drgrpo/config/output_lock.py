@@ -19,28 +19,14 @@ def hold_output_directory(directory: Path) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError([in_use(directory)]) from None
+            raise ConfigError([_in_use(directory)]) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
         yield directory
 
 
-def check_output_directory(directory: Path) -> list[Mistake]:
-    """A mistake when another run holds the directory; writes nothing."""
-    path = directory / LOCK_NAME
-    if not path.exists():
-        return []
-    with path.open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return [in_use(directory)]
-    return []
-
-
-def in_use(directory: Path) -> Mistake:
-    """The mistake of a second run on one directory."""
+def _in_use(directory: Path) -> Mistake:
     holder = (directory / LOCK_NAME).read_text().strip()
     problem = f"in use by another run (process {holder})" if holder else "in use by another run"
     return Mistake("output directory", str(directory), problem, "wait for it, or choose another directory")

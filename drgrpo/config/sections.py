@@ -232,11 +232,13 @@ class EvaluationConfig(Section):
 class CheckpointConfig(Section):
     """What a run leaves on disk."""
 
-    every_steps: int = Field(0, ge=0, description="Cadence in iterations, and at the end; 0: by time alone")
+    every_steps: int = Field(0, ge=0, description="Cadence in iterations, and at the end; 0: by time")
     every_minutes: float = Field(
         30.0, ge=0, description="Cadence in minutes; both 0: none, an interrupted run is replayed from its start"
     )
-    keep_last: int = Field(2, ge=1, description="Checkpoints kept, besides the one that evaluated best")
+    keep_last: int = Field(
+        2, ge=1, description="Checkpoints kept, besides the one that evaluated best, which every cadence saves"
+    )
     export: bool = Field(True, description="Write the final policy as a Hugging Face directory")
 
     @property

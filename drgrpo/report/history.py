@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from drgrpo.durable import replace_file, sync_directory
+
 
 def write_history(path: Path, record: Mapping[str, float]) -> None:
     """Add the record of one step (it has the key `step`), synced to disk; the record of a replayed step is replaced.
@@ -19,7 +21,7 @@ def write_history(path: Path, record: Mapping[str, float]) -> None:
         _append(path, line, at=len(whole))
     else:
         kept = [kept for kept in read_history(path) if kept["step"] != record["step"]]
-        _replace(path, b"".join(_line(r) for r in sorted([*kept, record], key=lambda r: r["step"])))
+        replace_file(path, b"".join(_line(r) for r in sorted([*kept, record], key=lambda r: r["step"])))
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
@@ -45,12 +47,5 @@ def _append(path: Path, line: bytes, *, at: int) -> None:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    staged = path.with_name(path.name + ".new")
-    with staged.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
+    if not at:
+        sync_directory(path.parent)

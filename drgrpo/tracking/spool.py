@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from drgrpo.checkpoints.files import replace_file, sync_directory
 from drgrpo.config.output_lock import check_output_directory, hold_output_directory
+from drgrpo.durable import replace_json, sync_directory
 from drgrpo.redaction import mask
 
 Event = Mapping[str, Any]
@@ -140,7 +140,7 @@ class Spool:
         with self._changed:
             if self._left:  # the request took longer than `close`, and the journal may be another's by now
                 return
-            replace_file(self._cursor_path, self._cursor + num_bytes)
+            replace_json(self._cursor_path, self._cursor + num_bytes)
             self._cursor += num_bytes
             self._changed.notify_all()
 

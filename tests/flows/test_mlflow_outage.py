@@ -136,7 +136,7 @@ def test_a_comparison_goes_on_after_a_kill_at_its_start_and_in_an_outage(
             return comparison.tracker.run_id
 
     with monkeypatch.context() as killing:
-        killing.setattr("drgrpo.comparison.opening.replace_file", kill)
+        killing.setattr("drgrpo.comparison.opening.replace_json", kill)
         with pytest.raises(Killed):
             open_once()
     mlflow_run_id = open_once()

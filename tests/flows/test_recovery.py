@@ -1,10 +1,13 @@
-"""Ways back into a run: lost engines, `resume_from`, forks, rollbacks, signals with notice. The engines are fake."""
+"""Ways back into a run: lost engines, `resume_from`, forks, signals with notice. The engines are fake."""
 
+import errno
 import os
 import signal
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +17,11 @@ from drgrpo.checkpoints import best_checkpoint, checkpoint_path, find_checkpoint
 from drgrpo.cluster.cluster import EngineLost
 from drgrpo.config import TrainConfig
 from drgrpo.config.errors import ConfigError
-from drgrpo.description import read_description
-from drgrpo.health import HealthStop
+from drgrpo.config.output_lock import hold_output_directory
 from drgrpo.report import read_history, write_history
-from flows.recovery import Restarts
+from drgrpo.settings import Settings
+from flows.identity import Identity
+from flows.recovery import Restarts, beginning
 from flows.train import train
 from tests.flows.fake_cluster import FakeCluster, Script
 from tests.flows.test_train import query, uninterrupted_policy
@@ -185,8 +189,14 @@ def test_a_corrupt_checkpoint_is_skipped_for_the_one_before_it(
     assert script.clusters[-1].policy == uninterrupted_policy(run_dir(machine, run_id))
 
 
-def test_the_best_checkpoint_by_evaluation_stays_besides_the_last(
-    script: Script, options: Options, machine: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("every", "saved"), [(1, [1, 2, 3, 4, 5]), (4, [2, 4, 5])])
+def test_the_best_checkpoint_by_evaluation_is_saved_and_stays_besides_the_last(
+    script: Script,
+    options: Options,
+    machine: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    every: int,
+    saved: list[int],
 ) -> None:
     accuracy = {0: 0, 1: 0, 2: 3, 3: 1, 4: 2, 5: 2}  # right answers out of every three problems, by step
     evaluate = FakeCluster.evaluate
@@ -204,48 +214,13 @@ def test_the_best_checkpoint_by_evaluation_stays_besides_the_last(
     monkeypatch.setattr(FakeCluster, "evaluate", noting)
     monkeypatch.setattr("tests.flows.fake_cluster._graded", graded)
     summary = call(
-        options(total_steps=5, evaluation__every_steps=1, checkpoint__every_steps=1, checkpoint__keep_last=1)
+        options(total_steps=5, evaluation__every_steps=1, checkpoint__every_steps=every, checkpoint__keep_last=1)
     )
+    assert [c for c in script.calls if c.startswith("checkpoint")] == [f"checkpoint-{step}" for step in saved]
     root = run_dir(machine, summary["run_id"]) / "checkpoints"
     assert [path.name for path in find_checkpoints(root)] == ["step-000005", "step-000002"]
     best = best_checkpoint(root)
     assert best is not None and (best[0].name, best[2]) == ("step-000002", 1.0)
-
-
-def test_a_rollback_goes_on_from_before_the_finding_with_half_the_learning_rate(
-    script: Script, options: Options, machine: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    update = FakeCluster.update
-
-    def exploding(cluster: FakeCluster, table: Any, step: int) -> dict[str, float]:
-        bad = step >= 3 and cluster.config.optimizer.lr == 1e-3
-        return update(cluster, table, step) | {"update/entropy": 0.0 if bad else 1.0}
-
-    monkeypatch.setattr(FakeCluster, "update", exploding)
-    gate = {"health.entropy.action": "rollback", "health.entropy.patience": 2}
-    overrides = options(total_steps=6, checkpoint__every_steps=1, checkpoint__keep_last=9, optimizer__lr=1e-3) | gate
-    summary = call(overrides)
-    first, second = runs(machine)
-    assert second == f"{first}-rollback-1" == summary["run_id"]
-    assert committed(machine, first) == [0, 1, 2, 3, 4] and committed(machine, second) == [2, 3, 4, 5]
-    description = read_description(run_dir(machine, second))
-    assert (
-        description is not None and description.forked_from == f"{first}@2"
-    )  # the policy after 3 steps shows it at step 3
-    assert description.config.optimizer.lr == 5e-4
-    parents = query(machine, "select value from tags where key = 'mlflow.parentRunId'")
-    assert parents == query(machine, f"select run_uuid from tags where key = 'drgrpo.run_id' and value = '{first}'")
-    # Called again, as Retry does, the fork is what goes on.
-    script.calls.clear()
-    assert call(overrides, resume_from=first)["run_id"] == second
-    assert [c for c in script.calls if c.startswith(("rollout", "update"))] == []
-
-
-def test_a_rollback_without_a_checkpoint_stops(script: Script, options: Options) -> None:
-    # Every group of the fake cluster has a signal, and half of its completions are cut.
-    gate = {"health.truncated_share.action": "rollback", "health.truncated_share.limit": 0.1}
-    with pytest.raises(HealthStop, match="no checkpoint of at most 0 iterations"):
-        call(options(total_steps=4) | gate)
 
 
 @pytest.mark.parametrize(("stage", "saved"), [("rollout-2", 2), ("update-2", 3)])
@@ -311,6 +286,7 @@ def test_a_process_that_dies_again_and_again_without_a_finished_step_is_started_
         Restarts(2, tmp_path).__enter__()  # killed: never left
     with pytest.raises(EngineLost, match="died 3 times in a row without finishing a step"):
         Restarts(2, tmp_path)
+    Restarts(2, tmp_path)  # as a person's Retry does
 
 
 def test_a_process_that_finished_a_step_or_ended_in_order_counts_afresh(tmp_path: Path) -> None:
@@ -322,16 +298,64 @@ def test_a_process_that_finished_a_step_or_ended_in_order_counts_afresh(tmp_path
             raise ValueError("an orderly end")
 
 
+def test_a_death_that_left_no_readable_count_counts_as_none(tmp_path: Path) -> None:
+    for content in ("", "{", "[]", "{}"):
+        (tmp_path / "restarts.json").write_text(content)
+        with Restarts(0, tmp_path):
+            pass
+
+
+def test_a_disk_that_fills_up_does_not_hide_the_runs_own_error_nor_count_as_a_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk, pytest.raises(ValueError, match="its own"), Restarts(0, tmp_path):
+        disk.setattr(os, "fsync", full)
+        disk.setattr(Path, "write_text", full)
+        raise ValueError("its own")
+    Restarts(0, tmp_path)
+
+
+def is_held(machine: Path, run_id: str) -> bool:
+    """Whether another process would be refused the run's directory."""
+    try:
+        with hold_output_directory(run_dir(machine, run_id)):
+            return False
+    except ConfigError:
+        return True
+
+
 def test_a_flow_run_that_prefect_started_twice_waits_for_itself(
     script: Script, options: Options, machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held: list[str] = []
+    twin, waits = ExitStack(), []
 
-    def holding(directory: Path) -> list[str]:
-        """Held at the first look, by the twin."""
-        held.append(directory.name)
-        return ["in use"] if len(held) == 1 else []
+    def arrive(resume_from: str, config: TrainConfig, settings: Settings) -> Identity:
+        who = beginning(resume_from, config, settings)
+        twin.enter_context(hold_output_directory(run_dir(machine, who["run_id"])))
+        return who
 
-    monkeypatch.setattr("flows.recovery.check_output_directory", holding)
+    def leave(seconds: float) -> None:
+        waits.append(script.calls.copy())
+        twin.close()
+
+    monkeypatch.setattr("flows.train.beginning", arrive)
+    monkeypatch.setattr("flows.recovery.time", SimpleNamespace(sleep=leave))
     summary = call(options(total_steps=1))
-    assert held == [summary["run_id"]] * 3 and committed(machine, summary["run_id"]) == [0]
+    assert waits == [[]] and committed(machine, summary["run_id"]) == [0]
+
+
+def test_the_directory_is_held_from_the_first_start_of_the_engines_to_the_end(
+    script: Script, options: Options, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[bool] = []
+
+    def asleep(seconds: float) -> None:
+        held.append(is_held(machine, runs(machine)[0]))
+
+    monkeypatch.setattr("flows.recovery.time", SimpleNamespace(sleep=asleep))
+    script.failures = {"update-0": 1, "update-1": 1}
+    summary = call(options(total_steps=2))
+    assert held == [True, True] and not is_held(machine, summary["run_id"])

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from drgrpo.config import TrainConfig
 from drgrpo.config.errors import ConfigError
+from drgrpo.health import HealthStop
 from drgrpo.origin import Origin
 from drgrpo.preflight import checked_config
 from drgrpo.report import read_history
@@ -22,7 +23,7 @@ from drgrpo.settings import load_settings
 from drgrpo.tables import find_table, read_table
 from flows.identity import Identity, identity
 from flows.sft import sft
-from tests.flows.fake_cluster import Script
+from tests.flows.fake_cluster import FakeCluster, Script
 from tests.flows.test_train import uninterrupted_policy
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -154,6 +155,27 @@ def test_a_run_forks_at_a_checkpoint(script: Script, options: Options, machine: 
     assert [c for c in script.calls if c.startswith(("load", "demonstrations"))] == [
         *("load-step-000001", "demonstrations-1", "demonstrations-2")
     ]
+
+
+def test_a_rollback_and_a_stop_are_those_of_reinforcement_learning(
+    script: Script, options: Options, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = FakeCluster.update
+
+    def exploding(cluster: FakeCluster, table: Any, step: int) -> dict[str, float]:
+        return update(cluster, table, step) | {"update/entropy": 0.0 if step >= 2 else 1.0}
+
+    monkeypatch.setattr(FakeCluster, "update", exploding)
+    gate = {"health.entropy.action": "rollback", "health.entropy.patience": 2, "health.max_rollbacks": 1}
+    chosen = options(total_steps=4, checkpoint__every_steps=1, checkpoint__keep_last=9) | gate
+    with pytest.raises(HealthStop, match="max_rollbacks"):
+        call(chosen)
+    first, second = sorted(path.name for path in (machine / ".drgrpo" / "runs").iterdir())
+    assert second == f"{first}-rollback-1"
+    script.calls.clear()
+    with pytest.raises(HealthStop, match="max_rollbacks"):
+        call(chosen, resume_from=first)
+    assert script.calls == ["start", "load-step-000004", "close"]
 
 
 def test_a_configuration_of_reinforcement_learning_is_refused_with_all_its_mistakes(

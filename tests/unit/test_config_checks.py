@@ -67,6 +67,8 @@ def test_the_defaults_have_neither_errors_nor_warnings():
         ({"optimizer.warmup_steps": 800}, "optimizer.warmup_steps"),
         ({"loss.clip_eps_low": 0, "loss.clip_eps_high": 0}, "loss.clip_eps_high"),
         ({"trainer.num_ranks": 256}, "trainer.num_ranks"),
+        ({"health.entropy.action": "rollback", "checkpoint.every_steps": 1}, "checkpoint.keep_last"),
+        ({"health.reward_drop.action": "rollback", "checkpoint.every_minutes": 0}, "checkpoint.every_steps"),
         ({"placement.num_rollout_engines": 129, "trainer.num_ranks": 128}, "placement.num_rollout_engines"),
         ({"placement.num_rollout_engines": 2}, "placement.num_rollout_engines"),
     ],
@@ -224,3 +226,23 @@ def test_every_mistake_names_a_field_and_a_remedy():
 def test_a_number_that_is_not_finite_is_refused(path, value):
     with pytest.raises(ConfigError, match=f"{path} = (nan|inf): input should be a finite number"):
         apply_overrides({}, {path: value})
+
+
+@pytest.mark.parametrize(
+    ("patience", "every", "needed"), [(1, 1, 3), (3, 1, 5), (5, 1, 7), (3, 2, 3), (3, 3, 3), (3, 4, 2), (3, 50, 2)]
+)
+def test_a_rollback_needs_a_checkpoint_from_before_what_the_gate_saw(patience, every, needed):
+    gate = {"health.entropy.action": "rollback", "health.entropy.patience": patience, "checkpoint.every_steps": every}
+    assert check_config(apply_overrides({}, gate | {"checkpoint.keep_last": needed})) == []
+    (mistake,) = check_config(apply_overrides({}, gate | {"checkpoint.keep_last": needed - 1}))
+    assert (mistake.field, mistake.value, mistake.severity) == ("checkpoint.keep_last", needed - 1, "error")
+    assert f"checkpoint.every_steps = {every}" in mistake.problem
+    assert f"health.entropy.patience = {patience}" in mistake.problem
+    assert mistake.remedy.startswith(f"give {needed} or more")
+
+
+def test_a_rollback_to_the_best_evaluation_needs_no_more_than_the_best_checkpoint():
+    gate = {"health.reward_drop.action": "rollback", "health.reward_drop.patience": 9, "checkpoint.every_steps": 1}
+    assert check_config(apply_overrides({}, gate)) == []
+    by_time = {"health.entropy.action": "rollback", "checkpoint.every_steps": 0}  # nobody knows how many steps
+    assert check_config(apply_overrides({}, by_time)) == []

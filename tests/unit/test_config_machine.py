@@ -27,7 +27,7 @@ from drgrpo.config.machine import (
     kv_bytes,
     trainer_bytes,
 )
-from drgrpo.config.output_lock import check_output_directory, hold_output_directory
+from drgrpo.config.output_lock import hold_output_directory
 from drgrpo.config.overrides import apply_overrides
 from drgrpo.settings import Settings, resolved
 
@@ -196,18 +196,15 @@ with hold_output_directory(Path(sys.argv[1])):
 
 def test_a_second_run_on_an_output_directory_is_refused_until_the_first_dies(tmp_path):
     directory = tmp_path / "run"
-    assert check_output_directory(directory) == []
-    assert not directory.exists()
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(directory)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
-        (mistake,) = check_output_directory(directory)
-        assert mistake.value == str(directory) and f"process {holder.pid}" in mistake.problem
-        with pytest.raises(ConfigError, match="in use by another run"), hold_output_directory(directory):
+        with pytest.raises(ConfigError, match="in use by another run") as caught, hold_output_directory(directory):
             pass
+        (mistake,) = caught.value.mistakes
+        assert mistake.value == str(directory) and f"process {holder.pid}" in mistake.problem
     finally:
         holder.kill()
         holder.wait()
-    assert check_output_directory(directory) == []
     with hold_output_directory(directory) as held:
         assert held == directory

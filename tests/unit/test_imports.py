@@ -22,6 +22,7 @@ PURE = (
     "checkpoints",
     "correction",
     "data",
+    "durable",
     "health",
     "kl",
     "loss",

@@ -13,7 +13,7 @@ from drgrpo.config import TrainConfig
 from drgrpo.config.overrides import load_config
 from drgrpo.description import Description
 from drgrpo.notice import Notice
-from drgrpo.report import read_history
+from drgrpo.report import read_history, write_history
 from drgrpo.run import Run
 from drgrpo.settings import Settings, resolved
 from drgrpo.tables import add_columns, write_table
@@ -34,7 +34,7 @@ def make_run(root: Path, **changes: Any) -> tuple[Run, Logged]:
     description = Description(config, "")
     settings, logged = resolved(Settings(root=root)), Logged()
     run = Run(description, settings, "run-1", "able-otter", logged, SimpleNamespace(), Notice(0))  # type: ignore[arg-type]
-    run.directory.mkdir(parents=True)
+    run.directory.mkdir(parents=True, exist_ok=True)
     return run, logged
 
 
@@ -52,6 +52,52 @@ def test_evaluation_is_due_at_the_start_at_its_cadence_and_at_the_end(
 def test_a_checkpoint_is_due_at_its_cadence_and_at_the_end_or_never(tmp_path: Path, every: int, due: list[int]) -> None:
     run, _ = make_run(tmp_path, total_steps=5, checkpoint__every_steps=every)
     assert [done for done in range(1, 6) if run.savepoints.is_due(done)] == due
+
+
+def evaluate(run: Run, num_done: int, value: float) -> bool:
+    """Note an evaluation; returns whether its policy is saved."""
+    run.savepoints.add_evaluation(num_done, {"evaluation/avg_at_k": value})
+    return run.savepoints.is_due(num_done)
+
+
+def test_an_evaluation_that_is_the_best_so_far_is_saved(tmp_path: Path) -> None:
+    run, _ = make_run(tmp_path, total_steps=9, checkpoint__every_steps=4)
+    evaluate(run, 0, 0.5)
+    values = {1: 0.4, 2: 0.6, 3: 0.6, 4: 0.1, 5: 0.7, 6: float("nan"), 7: 0.65}
+    assert [done for done, value in values.items() if evaluate(run, done, value)] == [2, 4, 5]
+    assert not run.savepoints.is_due(10)
+
+
+def test_without_a_cadence_the_best_is_not_saved_either(tmp_path: Path) -> None:
+    run, _ = make_run(tmp_path, total_steps=9, checkpoint__every_steps=0, checkpoint__every_minutes=0)
+    evaluate(run, 0, 0.5)
+    assert not evaluate(run, 2, 0.9)
+
+
+def test_by_minutes_alone_the_best_is_saved_too(tmp_path: Path) -> None:
+    run, _ = make_run(tmp_path, total_steps=9)
+    evaluate(run, 0, 0.5)
+    assert [evaluate(run, 2, 0.9), evaluate(run, 3, 0.9)] == [True, False]
+
+
+def test_a_continued_run_knows_the_best_of_before_and_not_of_what_it_replays(tmp_path: Path) -> None:
+    run, _ = make_run(tmp_path, total_steps=9)
+    for done, value in ((0, 0.1), (4, 0.8), (6, 0.9)):
+        write_history(run.directory / "evaluations.jsonl", {"step": done, "evaluation/avg_at_k": value})
+    again, _ = make_run(tmp_path, total_steps=9)
+    assert [evaluate(again, 5, 0.7), evaluate(again, 6, 0.9)] == [False, True]
+
+
+def test_a_checkpoint_names_the_tables_by_their_manifests_without_reading_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = make_run(tmp_path)
+    refs = [write_table(run.directory / "steps" / f"{s:06d}" / "advantage.parquet", {"a": [s]}) for s in (0, 2, 3)]
+    saved: list[dict[str, Any]] = []
+    monkeypatch.setattr(run.savepoints, "save", lambda state: saved.append(state) or {})
+    monkeypatch.setattr("drgrpo.tables._digest", None)
+    run.save_checkpoint(3)
+    assert saved[0]["tables"] == {"0": refs[0].sha256, "2": refs[1].sha256}
 
 
 def test_a_step_is_committed_with_what_was_recorded_since_it_began(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_an_event_that_finds_no_room_is_an_error_and_neither_delivered_nor_in_th
 def test_a_cursor_that_finds_no_room_is_written_later(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from drgrpo.tracking import spool as module
 
-    attempts, write = 0, module.replace_file
+    attempts, write = 0, module.replace_json
 
     def full(path: Path, value: object) -> None:
         nonlocal attempts
@@ -134,7 +134,7 @@ def test_a_cursor_that_finds_no_room_is_written_later(journal: Path, monkeypatch
             raise OSError(28, "No space left on device")
         write(path, value)
 
-    monkeypatch.setattr(module, "replace_file", full)
+    monkeypatch.setattr(module, "replace_json", full)
     receiver = Receiver()
     spool = Spool(journal, receiver, retry_s=0.001)
     spool.append({"n": 0})
