@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from drgrpo.config.output_lock import check_output_directory
+from drgrpo.config.errors import ConfigError
+from drgrpo.config.output_lock import hold_output_directory
 from drgrpo.redaction import mask
 from drgrpo.tracking.policy import POLICY_TAG
 from drgrpo.tracking.spool import Spool
@@ -62,7 +63,9 @@ def deliver_spools(uri: str, spool_dir: Path, *, timeout_s: float = 60.0) -> int
     Raises:
         TrackingError: Naming the process that delivers them already, a run that goes on for example.
     """
-    for mistake in check_output_directory(spool_dir):
-        raise TrackingError(str(mistake))
-    store = MlflowStore(uri)
+    try:
+        with hold_output_directory(spool_dir):
+            store = MlflowStore(uri)
+    except ConfigError as error:
+        raise TrackingError(str(error)) from None
     return sum(Spool(journal, store.apply).close(timeout_s) for journal in sorted(spool_dir.glob("*.jsonl")))

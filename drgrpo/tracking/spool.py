@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from drgrpo.config.output_lock import check_output_directory, hold_output_directory
+from drgrpo.config.errors import ConfigError
+from drgrpo.config.output_lock import hold_output_directory
 from drgrpo.durable import replace_json, sync_directory
 from drgrpo.redaction import mask
 
@@ -171,7 +172,11 @@ def read_events(path: Path) -> list[Event]:
 
 def _hold(directory: Path, wait_s: float) -> ExitStack:
     deadline, held = time.monotonic() + wait_s, ExitStack()
-    while time.monotonic() < deadline and check_output_directory(directory):
+    while True:
+        try:
+            held.enter_context(hold_output_directory(directory))
+            return held
+        except ConfigError:
+            if time.monotonic() >= deadline:
+                raise
         time.sleep(0.2)
-    held.enter_context(hold_output_directory(directory))
-    return held
