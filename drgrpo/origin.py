@@ -9,8 +9,9 @@ from drgrpo.checkpoints import CheckpointError, checkpoint_path, find_checkpoint
 from drgrpo.checkpoints.directory import PARTIAL, checkpoint_step, looks_whole
 from drgrpo.config import TrainConfig
 from drgrpo.config.errors import ConfigError, Mistake
+from drgrpo.config.output_lock import check_output_directory
 from drgrpo.config.overrides import recipe_digest
-from drgrpo.description import Description, read_description, write_description
+from drgrpo.description import Description, read_description, recipe_mistakes, write_description
 from drgrpo.run_id import check_run_id
 
 FIELD = "resume_from"
@@ -47,6 +48,16 @@ def parse_origin(text: str, runs_dir: Path) -> Origin | None:
     return Origin(run_id, int(step))
 
 
+def check_origin(origin: Origin, config: TrainConfig, runs_dir: Path) -> list[Mistake]:
+    """What keeps `config` from starting at `origin`: a run with other numbers or in use, a fork without steps to go."""
+    if origin.step is not None:
+        return _check_rest(origin.step, config)
+    directory = runs_dir / origin.run_id
+    description = read_description(directory)
+    different = recipe_mistakes(description, config) if description else []
+    return [*different, *check_output_directory(directory)]
+
+
 def fork_run(origin: Origin, run_id: str, config: TrainConfig, runs_dir: Path) -> None:
     """Make the directory of run `run_id`, which starts from the origin's step; nothing happens if it is there already.
 
@@ -54,9 +65,8 @@ def fork_run(origin: Origin, run_id: str, config: TrainConfig, runs_dir: Path) -
     """
     directory, parent = runs_dir / run_id, read_description(runs_dir / origin.run_id)
     assert origin.step is not None and parent is not None
-    if origin.step >= config.total_steps:
-        problem, remedy = f"the fork starts after {origin.step} steps", f"give more than {origin.step}"
-        raise ConfigError([Mistake("total_steps", config.total_steps, problem, remedy)])
+    if mistakes := _check_rest(origin.step, config):
+        raise ConfigError(mistakes)
     if read_description(directory) is None:
         _adopt_checkpoint(runs_dir / origin.run_id / "checkpoints", directory / "checkpoints", origin.step)
         digest = recipe_digest(parent.config)
@@ -73,6 +83,12 @@ def _adopt_checkpoint(source: Path, target: Path, step: int) -> None:
     partial.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(checkpoint_path(source, step), partial, copy_function=_link)
     partial.rename(whole)
+
+
+def _check_rest(step: int, config: TrainConfig) -> list[Mistake]:
+    if step < config.total_steps:
+        return []
+    return [Mistake("total_steps", config.total_steps, f"the fork starts after {step} steps", f"give more than {step}")]
 
 
 def _check_step(directory: Path, text: str, step: int) -> None:

@@ -15,7 +15,7 @@ from drgrpo.config.errors import ConfigError
 from drgrpo.config.output_lock import check_output_directory
 from drgrpo.health import HealthStop, RollBack
 from drgrpo.opening import open_run
-from drgrpo.origin import fork_run, parse_origin
+from drgrpo.origin import Origin, fork_run
 from drgrpo.report import read_history
 from drgrpo.rollback import newest_run, roll_back
 from drgrpo.run import Run
@@ -26,12 +26,8 @@ _DELAY_S = 2.0
 _NAME = "restarts.json"
 
 
-def beginning(resume_from: str, config: TrainConfig, settings: Settings) -> Identity:
-    """Which run a flow is to train: its own, the one that `resume_from` names, or a fork of that, which is made here.
-
-    Raises ConfigError for a wrong `resume_from`.
-    """
-    origin = parse_origin(resume_from, settings.runs_dir)
+def beginning(origin: Origin | None, config: TrainConfig, settings: Settings) -> Identity:
+    """Which run a flow is to train: its own, the one that `origin` names, or a fork of that, which is made here."""
     who = identity(origin)
     if origin and origin.step is not None:
         fork_run(origin, who["run_id"], config, settings.runs_dir)

@@ -23,10 +23,12 @@ PURE = (
     "correction",
     "data",
     "health",
+    "hub_model",
     "kl",
     "loss",
     "metrics",
     "models",
+    "module_process",
     "packaged_model",
     "packing",
     "redaction",
@@ -37,6 +39,7 @@ PURE = (
     "statistics",
     "sync_check",
     "tables",
+    "tokenization",
     "trainer.attention",
     "trainer.background",
     "trainer.batch",
@@ -50,7 +53,7 @@ ENGINES = ("demonstrations", "host", "problems", "rollout", "tracking", "trainer
 CLUSTER = ("cluster",)
 RUN = (
     *("comparison", "description", "device_lock", "notice", "opening"),
-    *("origin", "preflight", "rollback", "run", "savepoints"),
+    *("inspection", "origin", "preflight", "preflight_data", "rollback", "run", "savepoints", "start"),
 )
 LAYERS = (PURE, CONFIG, ENGINES, CLUSTER, RUN)
 
