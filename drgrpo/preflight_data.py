@@ -55,7 +55,8 @@ def _fits(run: Inspection) -> dict[str, Fit]:
     arguments = tokenizer_arguments(model.path, revision=model.revision, cache_dir=run.settings.cache_dir)
     return count_fitting(
         {name: Questions([p.question for p in found], wanted[name]) for name, found in run.known_problems.items()},
-        tokenizer={**arguments, "trust_remote_code": model.trust_remote_code},
+        tokenizer=arguments,
+        trust_remote_code=model.trust_remote_code,
         prompt={
             "style": data.prompt_style,
             "system_prompt": data.system_prompt,

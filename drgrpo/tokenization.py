@@ -37,13 +37,19 @@ class Fit:
 
 
 def count_fitting(
-    sources: Mapping[str, Questions], *, tokenizer: Mapping[str, Any], prompt: Mapping[str, str], max_prompt_tokens: int
+    sources: Mapping[str, Questions],
+    *,
+    tokenizer: Mapping[str, str],
+    trust_remote_code: bool,
+    prompt: Mapping[str, str],
+    max_prompt_tokens: int,
 ) -> dict[str, Fit]:
     """For each source how many of its prompts have at most `max_prompt_tokens` tokens.
 
     Args:
         sources: By name.
-        tokenizer: Arguments of `AutoTokenizer.from_pretrained`.
+        tokenizer: Arguments with which `AutoTokenizer.from_pretrained` finds it.
+        trust_remote_code: Whether code that it brings may run.
         prompt: The arguments `style`, `system_prompt` and `prompt_template` of `render_prompt`.
         max_prompt_tokens: The limit.
 
@@ -54,6 +60,7 @@ def count_fitting(
     job = {
         "sources": {name: asdict(source) for name, source in sources.items()},
         "tokenizer": dict(tokenizer),
+        "trust_remote_code": trust_remote_code,
         "prompt": dict(prompt),
         "max_prompt_tokens": max_prompt_tokens,
     }
@@ -84,7 +91,10 @@ def _work(job: Mapping[str, Any]) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**job["tokenizer"], local_files_only=True)
+        trust_remote_code = job["trust_remote_code"]
+        tokenizer = AutoTokenizer.from_pretrained(
+            **job["tokenizer"], trust_remote_code=trust_remote_code, local_files_only=True
+        )
     except Exception as error:
         return {"tokenizer": str(error)}
     try:
