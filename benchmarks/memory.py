@@ -1,4 +1,4 @@
-"""The tables of docs/memory.md: what fits on a GPU, by the estimate of `drgrpo.config.machine`, and what was measured.
+"""The tables of docs/memory.md: what fits on a GPU, by `drgrpo.config.device_memory`, and what was measured.
 
 python -m benchmarks.memory docs/memory.md      # rewrites the part between the markers
 """
@@ -12,7 +12,8 @@ from typing import Any
 from benchmarks.options import parse_options
 from deployments.steps import load_deployment
 from drgrpo.config import TrainConfig
-from drgrpo.config.machine import GIB, ModelShape, compute_bytes, host_bytes, kv_bytes, trainer_bytes
+from drgrpo.config.device_memory import GIB, OVERHEAD_BYTES, ModelShape, compute_bytes, kv_bytes, trainer_bytes
+from drgrpo.config.machine import host_bytes
 from drgrpo.config.overrides import apply_overrides
 
 BEGIN, END = "<!-- memory: generated -->", "<!-- /memory -->"
@@ -30,15 +31,13 @@ MODELS = {
 # GiB that the smaller cards of a size have, and the deployment whose settings are used.
 DEVICES = {"24 GB": (22.5, "gsm8k-24gb"), "48 GB": (45.0, "gsm8k"), "80 GB": (79.6, "gsm8k")}
 
-# Assumed: two CUDA contexts, the staging buffer of a push, what allocators cannot use.
-OVERHEAD = 2.5 * GIB
 # Assumed: vLLM's activations and CUDA graphs; and a KV cache for 64 sequences of 1,024 tokens.
 SAMPLER_WORK, KV_TOKENS = 1.5 * GIB, 64 * 1024
 
 
 def sampler_share(config: TrainConfig, shape: ModelShape, device_gib: float) -> float:
     """The largest `rollout.gpu_memory_utilization` beside the trainer, in steps of 0.05; 0: no room for the sampler."""
-    left = device_gib * GIB - OVERHEAD - trainer_bytes(config, shape)
+    left = device_gib * GIB - OVERHEAD_BYTES - trainer_bytes(config, shape)
     needed = compute_bytes(config) * shape.num_parameters + SAMPLER_WORK + KV_TOKENS * kv_bytes(config, shape)
     share = int(left / (device_gib * GIB) * 20) / 20
     return share if left >= needed and share * device_gib * GIB >= needed else 0.0

@@ -1,7 +1,19 @@
-"""Parts of a model that the packed attention and the fused output head do not compute."""
+"""What a model's `config.json` says: its context, and parts that attention and output head here do not compute."""
 
 from collections.abc import Mapping
 from typing import Any
+
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Longest sequence in tokens that a model with this `config.json` was made for; None where it does not say."""
+    text_config = config.get("text_config")
+    for section in (config, text_config if isinstance(text_config, dict) else {}):
+        for key in _CONTEXT_KEYS:
+            if isinstance(section.get(key), int):
+                return int(section[key])
+    return None
 
 
 def unsupported_parts(config: Mapping[str, Any]) -> list[str]:

@@ -50,11 +50,16 @@ def write_description(directory: Path, description: Description) -> None:
     replace_json(directory / _NAME, values)
 
 
+def recipe_mistakes(description: Description, config: TrainConfig) -> list[Mistake]:
+    """Every field in which `config` would change the numbers of the run."""
+    remedy = "continue it unchanged, or fork it: resume_from = <run id>@<step>"
+    return [
+        Mistake(field, new, f"the run was started with {old!r}", remedy)
+        for field, (old, new) in recipe_difference(description.config, config).items()
+    ]
+
+
 def check_recipe(description: Description, config: TrainConfig) -> None:
-    """Raises ConfigError with every field in which `config` would change the numbers of the run."""
-    difference = recipe_difference(description.config, config)
-    if difference:
-        remedy = "continue it unchanged, or fork it: resume_from = <run id>@<step>"
-        raise ConfigError(
-            Mistake(field, new, f"the run was started with {old!r}", remedy) for field, (old, new) in difference.items()
-        )
+    """Raises ConfigError with the `recipe_mistakes`, if there are any."""
+    if mistakes := recipe_mistakes(description, config):
+        raise ConfigError(mistakes)

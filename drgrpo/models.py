@@ -1,19 +1,43 @@
 """Where a model's weights are: a local directory, a packaged model or a Hub id, resolved to a directory."""
 
 import json
+import math
 import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drgrpo.packaged_model import PACKAGED_MODELS, ModelError, check_disk, convert_packaged, find_gguf
+from drgrpo.architecture import context_length
+from drgrpo.hub_model import cached_snapshot, download_model, download_tokenizer, hub_model
+from drgrpo.packaged_model import (
+    PACKAGED_MODELS,
+    ModelError,
+    check_disk,
+    convert_packaged,
+    find_gguf,
+    packaged_tokenizer,
+)
 
-__all__ = ["ModelError", "check_model", "model_context_length", "resolve_model"]
+__all__ = ["ModelError", "ModelFacts", "inspect_model", "resolve_model", "tokenizer_arguments"]
 
-_HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
-# Second copies of the weights in other layouts, which neither vLLM nor transformers would load.
-_HUB_IGNORED = ["original/*", "consolidated*", "onnx/*"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What is known of a model before it is loaded.
+
+    Attributes:
+        config: Its `config.json`; empty for a packaged model, which may not have one yet.
+        num_parameters: Number of its parameters; None where the Hub does not say.
+        context_length: Longest sequence in tokens that it was made for; None where its config does not say.
+    """
+
+    config: Mapping[str, Any]
+    num_parameters: int | None
+    context_length: int | None
 
 
 def resolve_model(path: str, *, revision: str, cache_dir: Path) -> Path:
@@ -29,13 +53,13 @@ def resolve_model(path: str, *, revision: str, cache_dir: Path) -> Path:
     """
     if path in PACKAGED_MODELS:
         return convert_packaged(path, cache_dir)
-    directory = _local_directory(path) or _download(path, revision)
+    directory = _local_directory(path) or download_model(path, revision)
     _check_directory(path, directory)
     return directory
 
 
-def check_model(path: str, *, revision: str, cache_dir: Path) -> None:
-    """Find out in seconds, downloading no weights, whether `resolve_model` can succeed.
+def inspect_model(path: str, *, revision: str, cache_dir: Path) -> ModelFacts:
+    """Find out in seconds, downloading no weights, whether `resolve_model` can succeed, and what is known of the model.
 
     Raises:
         ModelError: As `resolve_model`.
@@ -44,30 +68,38 @@ def check_model(path: str, *, revision: str, cache_dir: Path) -> None:
         find_gguf(path)
         if not any(cache_dir.glob(f"models/{path}-*")):
             check_disk(path, cache_dir)
-        return
-    directory = _local_directory(path)
+        model = PACKAGED_MODELS[path]
+        return ModelFacts({}, model.num_bytes // 4, model.context_length)
+    directory = _local_directory(path) or _whole_snapshot(path, revision)
     if directory is None:
-        _hub_config(path, revision)
+        config_file, num_parameters = hub_model(path, revision)
     else:
-        _check_directory(path, directory)
+        config_file, num_parameters = directory / "config.json", _check_directory(path, directory)
+    config = _read_config(path, config_file)
+    return ModelFacts(config, num_parameters, context_length(config))
 
 
-def model_context_length(path: str, *, revision: str = "main") -> int | None:
-    """Longest sequence in tokens that model `path` was made for, from its config alone; None where it does not say.
+def tokenizer_arguments(path: str, *, revision: str, cache_dir: Path) -> dict[str, str]:
+    """Arguments with which `AutoTokenizer.from_pretrained` finds the tokenizer of model `path`, without its weights.
+
+    Of a Hub model that is not in the cache the small files are downloaded.
 
     Raises:
-        ModelError: The config is missing or malformed.
+        ModelError: As `resolve_model`.
     """
     if path in PACKAGED_MODELS:
-        return PACKAGED_MODELS[path].context_length
-    directory = _local_directory(path)
-    file = directory / "config.json" if directory else _hub_config(path, revision)
-    config = _read_config(path, file)
-    text_config = config.get("text_config")
-    for section in (config, text_config if isinstance(text_config, dict) else {}):
-        for key in _CONTEXT_KEYS:
-            if isinstance(section.get(key), int):
-                return int(section[key])
+        return packaged_tokenizer(path, cache_dir)
+    directory = _local_directory(path) or _whole_snapshot(path, revision) or download_tokenizer(path, revision)
+    return {"pretrained_model_name_or_path": str(directory)}
+
+
+def _whole_snapshot(path: str, revision: str) -> Path | None:
+    """The Hub's cached copy of a model, if it can be used as it is."""
+    directory = cached_snapshot(path, revision)
+    if directory:
+        with suppress(ModelError):
+            _check_directory(path, directory)
+            return directory
     return None
 
 
@@ -85,15 +117,16 @@ def _local_directory(path: str) -> Path | None:
     return None
 
 
-def _check_directory(path: str, directory: Path) -> None:
+def _check_directory(path: str, directory: Path) -> int:
+    """The number of parameters in it."""
     _read_config(path, directory / "config.json")
-    for name in _weight_files(path, directory):
-        _check_safetensors(path, directory / name)
+    num_parameters = sum(_check_safetensors(path, directory / name) for name in _weight_files(path, directory))
     if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelError(
             f"model.path = {path!r}: no tokenizer in {directory} (one of {', '.join(_TOKENIZER_FILES)}); "
             "save it there with tokenizer.save_pretrained"
         )
+    return num_parameters
 
 
 def _weight_files(path: str, directory: Path) -> list[str]:
@@ -122,16 +155,17 @@ def _indexed_files(path: str, index: Path) -> list[str]:
     return sorted(set(files))
 
 
-def _check_safetensors(path: str, file: Path) -> None:
-    """Compare the size of `file` with what its header promises: a cut download fails here, not inside an engine."""
+def _check_safetensors(path: str, file: Path) -> int:
+    """The number of parameters in `file`, whose size must be what its header promises: a cut download fails here."""
     if not file.is_file():
         raise ModelError(f"model.path = {path!r}: {file} is missing although the index names it; download it again")
     try:
         with file.open("rb") as stream:
             header_length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(header_length) if header_length < 2**27 else b"")
-        tensors = (entry for name, entry in header.items() if name != "__metadata__")
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
         expected = 8 + header_length + max((entry["data_offsets"][1] for entry in tensors), default=0)
+        num_parameters = sum(math.prod(entry["shape"]) for entry in tensors)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ModelError(
             f"model.path = {path!r}: {file} is not safetensors (a Git LFS pointer, perhaps); download it again"
@@ -140,6 +174,7 @@ def _check_safetensors(path: str, file: Path) -> None:
         raise ModelError(
             f"model.path = {path!r}: {file} has {file.stat().st_size} bytes, not {expected}; download it again"
         )
+    return num_parameters
 
 
 def _read_config(path: str, file: Path) -> dict[str, Any]:
@@ -158,43 +193,3 @@ def _read_json(path: str, file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"model.path = {path!r}: {file} is not a JSON object; download or save it again")
     return value
-
-
-def _download(path: str, revision: str) -> Path:
-    import huggingface_hub
-
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                path, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_IGNORED
-            )
-        )
-    except Exception as error:
-        raise _hub_error(path, revision, error) from error
-
-
-def _hub_config(path: str, revision: str) -> Path:
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        try:
-            return Path(huggingface_hub.hf_hub_download(path, "config.json", revision=revision, local_files_only=True))
-        except LocalEntryNotFoundError:
-            # One request without retries: a download would try for half a minute where there is no network.
-            info = huggingface_hub.HfApi().model_info(path, revision=revision, timeout=10)
-        if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or []):
-            raise ModelError(f"model.path = {path!r}: the Hub has no safetensors weights of it; choose another model")
-        return Path(huggingface_hub.hf_hub_download(path, "config.json", revision=revision))
-    except ModelError:
-        raise
-    except Exception as error:
-        raise _hub_error(path, revision, error) from error
-
-
-def _hub_error(path: str, revision: str, error: Exception) -> ModelError:
-    return ModelError(
-        f"model.path = {path!r} (revision {revision!r}): neither to be had from the Hub nor in its cache: "
-        f"{str(error).strip() or type(error).__name__}; check the id and the network, set HF_TOKEN for a gated model, "
-        f"or give a local directory or a packaged model ({', '.join(PACKAGED_MODELS)})"
-    )

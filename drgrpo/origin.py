@@ -9,7 +9,8 @@ from drgrpo.checkpoints.directory import PARTIAL, checkpoint_step, looks_whole
 from drgrpo.checkpoints.files import link_file
 from drgrpo.config import TrainConfig
 from drgrpo.config.errors import ConfigError, Mistake
-from drgrpo.description import Description, read_description, write_description
+from drgrpo.config.output_lock import hold_output_directory
+from drgrpo.description import Description, read_description, recipe_mistakes, write_description
 from drgrpo.durable import sync_directory
 from drgrpo.run_id import check_run_id
 
@@ -53,6 +54,16 @@ def parse_origin(text: str, runs_dir: Path, *, field: str = FIELD) -> Origin | N
     return Origin(run_id, int(step))
 
 
+def check_origin(origin: Origin, config: TrainConfig, runs_dir: Path) -> list[Mistake]:
+    """What keeps `config` from starting at `origin`: a run with other numbers or in use, a fork without steps to go."""
+    if origin.step is not None:
+        return _check_rest(origin.step, config)
+    directory = runs_dir / origin.run_id
+    description = read_description(directory)
+    different = recipe_mistakes(description, config) if description else []
+    return [*different, *_in_use(directory)]
+
+
 def fork_run(origin: Origin, run_id: str, config: TrainConfig, runs_dir: Path) -> None:
     """Make the directory of run `run_id`, which starts from the origin's step; nothing happens if it is there already.
 
@@ -60,9 +71,8 @@ def fork_run(origin: Origin, run_id: str, config: TrainConfig, runs_dir: Path) -
     """
     directory, parent = runs_dir / run_id, read_description(runs_dir / origin.run_id)
     assert origin.step is not None and parent is not None
-    if origin.step >= config.total_steps:
-        problem, remedy = f"the fork starts after {origin.step} steps", f"give more than {origin.step}"
-        raise ConfigError([Mistake("total_steps", config.total_steps, problem, remedy)])
+    if mistakes := _check_rest(origin.step, config):
+        raise ConfigError(mistakes)
     if read_description(directory) is None:
         adopted = _adopt_checkpoint(runs_dir / origin.run_id / "checkpoints", directory / "checkpoints", origin.step)
         # The parent need not have saved it: it may have adopted it as well.
@@ -85,6 +95,20 @@ def _adopt_checkpoint(source: Path, target: Path, step: int) -> Path:
     sync_directory(target)
     sync_directory(target.parent)
     return whole
+
+
+def _check_rest(step: int, config: TrainConfig) -> list[Mistake]:
+    if step < config.total_steps:
+        return []
+    return [Mistake("total_steps", config.total_steps, f"the fork starts after {step} steps", f"give more than {step}")]
+
+
+def _in_use(directory: Path) -> list[Mistake]:
+    try:
+        with hold_output_directory(directory):
+            return []
+    except ConfigError as error:
+        return list(error.mistakes)
 
 
 def _other_steps(directory: Path, step: int) -> str:

@@ -8,12 +8,12 @@ import fcntl
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from drgrpo.module_process import run_module
 
 MANIFEST = "converted.json"
 
@@ -63,15 +63,28 @@ def convert_packaged(name: str, cache_dir: Path) -> Path:
     """
     gguf = find_gguf(name)
     source = _digest(gguf)
-    models = cache_dir.absolute() / "models"
-    models.mkdir(parents=True, exist_ok=True)
-    target = models / f"{name}-{source[:12]}"
-    with (models / f".{target.name}.lock").open("w") as lock:
+    target = _target(name, source, cache_dir)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f".{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_whole(target, source):
             check_disk(name, cache_dir)
             _convert(gguf, target, source)
     return target
+
+
+def packaged_tokenizer(name: str, cache_dir: Path) -> dict[str, str]:
+    """Arguments of `AutoTokenizer.from_pretrained` for packaged model `name`; nothing is converted for it.
+
+    Raises:
+        ModelError: The package is not installed.
+    """
+    gguf = find_gguf(name)
+    source = _digest(gguf)
+    converted = _target(name, source, cache_dir)
+    if is_whole(converted, source):
+        return {"pretrained_model_name_or_path": str(converted)}
+    return {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
 
 
 def is_whole(directory: Path, source: str) -> bool:
@@ -96,20 +109,16 @@ def check_disk(name: str, cache_dir: Path) -> None:
         )
 
 
+def _target(name: str, source: str, cache_dir: Path) -> Path:
+    return cache_dir.absolute() / "models" / f"{name}-{source[:12]}"
+
+
 def _convert(gguf: Path, target: Path, source: str) -> None:
     partial = target.with_name(f".{target.name}.partial")
     for directory in (partial, target):
         shutil.rmtree(directory, ignore_errors=True)
     partial.mkdir()
-    search_path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    command = [sys.executable, "-m", "drgrpo.packaged_model", str(gguf), str(partial)]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, search_path)),
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    # Run inside the empty directory: a folder named gguf in the caller's would shadow the package.
-    done = subprocess.run(command, cwd=partial, env=environment, capture_output=True, text=True)
+    done = run_module("drgrpo.packaged_model", str(gguf), str(partial))
     if done.returncode:
         shutil.rmtree(partial)
         raise ModelError(f"converting {gguf} failed with status {done.returncode}:\n{done.stderr[-2000:]}")

@@ -1,31 +1,23 @@
 """Everything that can be known to be wrong before an engine starts, told at once."""
 
-import json
 import logging
-import math
-from collections.abc import Callable, Mapping
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from drgrpo.architecture import unsupported_parts
-from drgrpo.checkpoints import CheckpointError, read_header
 from drgrpo.config import TrainConfig
 from drgrpo.config.checks import CHECKS, Checks, check_config, check_machine, check_model_context
-from drgrpo.config.errors import ConfigError, Mistake
-from drgrpo.config.overrides import apply_overrides, load_config
-from drgrpo.data.errors import DataError
-from drgrpo.data.sources import Source, load_problems, load_splits
-from drgrpo.demonstrations import load_completions
-from drgrpo.device_lock import visible_devices
-from drgrpo.models import check_model, model_context_length
-from drgrpo.packaged_model import PACKAGED_MODELS
-from drgrpo.problems import sources
+from drgrpo.config.device_memory import check_device_memory, model_shape, smallest_device
+from drgrpo.config.errors import ConfigError, Mistake, Severity
+from drgrpo.config.overrides import judged_config
+from drgrpo.inspection import EVAL, MODEL, TRAIN, Inspection
+from drgrpo.preflight_data import check_completions, check_held_out, check_prompts, check_step, check_train
 from drgrpo.rewards.pool import check_reward_functions
 from drgrpo.settings import Settings
 from drgrpo.tracking import MlflowAway, check_tracking_uri
 
-Check = Callable[[TrainConfig, Settings], list[Mistake]]
+Values = TrainConfig | Mapping[str, Any]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +30,7 @@ class _Told(Mistake):
 
 
 def checked_config(
-    config: TrainConfig | Mapping[str, Any],
+    config: Values,
     overrides: Mapping[str, Any],
     settings: Settings,
     *,
@@ -54,143 +46,128 @@ def checked_config(
 
     Warnings are logged. Raises ConfigError with every mistake: field, value and remedy of each.
     """
+    return passed(*judge(config, overrides, settings, checks=checks, train=train, is_tracked=is_tracked), checks)
+
+
+def judge(
+    config: Values,
+    overrides: Mapping[str, Any],
+    settings: Settings,
+    *,
+    checks: Checks = CHECKS,
+    known: Sequence[Mistake] = (),
+    train: bool = True,
+    is_tracked: bool = False,
+) -> tuple[TrainConfig, list[Mistake]]:
+    """As `checked_config`, with the mistakes returned, after those that are `known`.
+
+    What a mistake leaves in doubt is not judged: a default in the place of a wrong value is nobody's mistake.
+    """
     settings.use_hub_token()
-    resolved, mistakes = _resolved(config, overrides, checks)
-    known = {mistake.field for mistake in mistakes}
-    for field, check in (_CHECKS if train else _EVALUATION_CHECKS).items():
-        if field in known:
+    resolved, mistakes = judged_config(config, overrides, checks)
+    run = Inspection(resolved, settings, [*known, *mistakes], train=train)
+    for check in _CHECKS:
+        if run.doubts(*check.rests_on) or (check.of_training and not train):
             continue
         try:
-            mistakes += check(resolved, settings)
+            run.mistakes += check.check(run) or []
         except (ValueError, OSError, RuntimeError) as error:
             is_bearable = is_tracked and isinstance(error, MlflowAway)
-            mistakes.append(_Told(field, None, str(error), "", severity="warning" if is_bearable else "error"))
-    errors = [mistake for mistake in mistakes if mistake.severity == "error"]
-    if errors:
+            severity: Severity = "warning" if is_bearable else "error"
+            run.mistakes.append(_Told(check.field, None, str(error), "", severity=severity))
+    return resolved, list({str(mistake): mistake for mistake in run.mistakes}.values())
+
+
+def passed(config: TrainConfig, mistakes: Sequence[Mistake], checks: Checks) -> TrainConfig:
+    """`config`, its warnings logged. Raises ConfigError with the mistakes that are errors, if there are any."""
+    if errors := [mistake for mistake in mistakes if mistake.severity == "error"]:
         raise ConfigError(errors)
-    for warning in (*check_config(resolved, checks), *mistakes):
+    for warning in (*check_config(config, checks), *mistakes):
         logger.warning("%s", warning)
-    return resolved
+    return config
 
 
-def _resolved(
-    config: TrainConfig | Mapping[str, Any], overrides: Mapping[str, Any], checks: Checks
-) -> tuple[TrainConfig, list[Mistake]]:
-    """The configuration and its mistakes; without the overrides that are wrong, so that the rest can be judged."""
+def _check_model(run: Inspection) -> list[Mistake]:
+    reasons = unsupported_parts(run.model.config)
+    remedy = "choose a model without; Llama and Qwen2 have none of these"
+    return [Mistake("model.path", run.config.model.path, " and ".join(reasons), remedy)] if reasons else []
+
+
+def _check_context(run: Inspection) -> list[Mistake]:
+    length = run.model.context_length
+    return check_model_context(run.config, length) if length else []
+
+
+def _check_rewards(run: Inspection) -> list[Mistake]:
+    functions = run.config.reward.functions
     try:
-        return load_config(config, overrides, checks=checks), []
-    except ConfigError as error:
-        mistakes = list(error.mistakes)
-    wrong = {mistake.field for mistake in mistakes}
-    try:
-        return apply_overrides(config, {k: v for k, v in overrides.items() if k not in wrong}), mistakes
-    except ConfigError:
-        raise ConfigError(mistakes) from None
-
-
-def _check_model(config: TrainConfig, settings: Settings) -> list[Mistake]:
-    model = config.model
-    check_model(model.path, revision=model.revision, cache_dir=settings.cache_dir)
-    path = Path(model.path).expanduser() / "config.json"
-    if path.is_file() and (reasons := unsupported_parts(json.loads(path.read_text()))):
-        remedy = "choose a model without; Llama and Qwen2 have none of these"
-        return [Mistake("model.path", model.path, " and ".join(reasons), remedy)]
-    return _check_context(config)
-
-
-def _check_sampled_model(config: TrainConfig, settings: Settings) -> list[Mistake]:
-    """What the trainer cannot compute, vLLM can."""
-    check_model(config.model.path, revision=config.model.revision, cache_dir=settings.cache_dir)
-    return _check_context(config)
-
-
-def _check_context(config: TrainConfig) -> list[Mistake]:
-    model = config.model
-    length = model_context_length(model.path, revision=model.revision)
-    return check_model_context(config, length) if length else []
-
-
-def _check_data(config: TrainConfig, _: Settings) -> list[Mistake]:
-    train, held_out = sources(config)
-    try:
-        splits = load_splits(train, held_out)
-        load_completions(config)
-    except DataError as error:
-        # The first faulty source hides the second.
-        each = [text for source in (train, held_out) if (text := _fault(source))]
-        return [_Told("data", None, text, "") for text in each or [str(error)]]
-    wanted, found = config.data.prompts_per_step, len(splits.train)
-    if wanted <= found:
-        return []
-    problem = f"data.train has {found} problems, so a step would hold some twice, with the same samples"
-    return [Mistake("data.prompts_per_step", wanted, problem, f"lower it to {found}, or give more problems")]
-
-
-def _check_held_out(config: TrainConfig, _: Settings) -> list[Mistake]:
-    load_problems(sources(config)[1])
-    return []
-
-
-def _fault(source: Source) -> str:
-    try:
-        load_problems(source)
-    except DataError as error:
-        return str(error)
-    return ""
-
-
-def _check_rewards(config: TrainConfig, _: Settings) -> list[Mistake]:
-    try:
-        check_reward_functions(config.reward.functions)
+        check_reward_functions(functions)
     except ValueError as error:
         remedy = "correct the path, or the module that it names"
-        return [Mistake("reward.functions", dict(config.reward.functions), str(error), remedy)]
+        return [Mistake("reward.functions", dict(functions), str(error), remedy)]
     return []
 
 
-def _check_machine(config: TrainConfig, settings: Settings, *, train: bool = True) -> list[Mistake]:
-    num_gpus = 0 if settings.device == "cpu" else len(visible_devices())
-    on_cpu = settings.device == "cpu" or (settings.device == "auto" and num_gpus == 0)
-    # Of a cluster this machine knows neither memory nor devices.
-    elsewhere = bool(settings.ray_address)
+def _check_tracking(run: Inspection) -> None:
+    settings = run.settings
+    if settings.mlflow_tracking_uri.startswith("sqlite:///"):
+        settings.root.joinpath(".drgrpo").mkdir(parents=True, exist_ok=True)
+    check_tracking_uri(settings.mlflow_tracking_uri, field="DRGRPO_MLFLOW_TRACKING_URI")
+
+
+def _check_machine(run: Inspection) -> list[Mistake]:
+    devices = run.devices
     return check_machine(
-        config,
-        settings,
-        num_parameters=_num_parameters(config.model.path),
-        on_cpu=on_cpu and not elsewhere,
-        num_devices=None if elsewhere else num_gpus,
-        train=train,
+        run.config,
+        run.settings,
+        num_parameters=None if run.doubts(*MODEL) else run.model.num_parameters,
+        on_cpu=run.is_on_cpu,
+        num_devices=None if devices is None else len(devices),
+        train=run.train_too,
     )
 
 
-def _num_parameters(path: str) -> int | None:
-    """Parameters of a model whose weights are here; None of one that is on the Hub."""
-    if path in PACKAGED_MODELS:
-        return PACKAGED_MODELS[path].num_bytes // 4
-    files = sorted(Path(path).expanduser().glob("model*.safetensors"))
-    try:
-        sizes = [math.prod(tensor.shape) for file in files for tensor in read_header(file).values()]
-    except CheckpointError:
-        return None  # the check of the model says what is wrong with it
-    return sum(sizes) or None
+def _check_device_memory(run: Inspection) -> list[Mistake]:
+    shape = model_shape(run.model.config, run.model.num_parameters)
+    size = smallest_device(run.devices) if run.devices else None
+    return check_device_memory(run.config, shape, device_bytes=size) if shape and size else []
 
 
-def _check_tracking(_: TrainConfig, settings: Settings) -> list[Mistake]:
-    if settings.mlflow_tracking_uri.startswith("sqlite:///"):
-        settings.root.joinpath(".drgrpo").mkdir(parents=True, exist_ok=True)
-    check_tracking_uri(settings.mlflow_tracking_uri)
-    return []
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """`field` is that of an error that it raises; with one of `rests_on` in doubt it is left out."""
+
+    field: str
+    check: Callable[[Inspection], list[Mistake] | None]
+    rests_on: tuple[str, ...]
+    of_training: bool = False
 
 
-_CHECKS: dict[str, Check] = {
-    "model.path": _check_model,
-    "data": _check_data,
-    "reward.functions": _check_rewards,
-    "machine": _check_machine,
-    "DRGRPO_MLFLOW_TRACKING_URI": _check_tracking,
-}
-_EVALUATION_CHECKS: dict[str, Check] = _CHECKS | {
-    "model.path": _check_sampled_model,
-    "data": _check_held_out,
-    "machine": partial(_check_machine, train=False),
-}
+_LIMITS = ("data.max_prompt_tokens", "rollout.max_completion_tokens", "evaluation.max_completion_tokens")
+_PROMPT = ("model.trust_remote_code", "data.prompt_style", "data.system_prompt", "data.prompt_template")
+_PLACES = ("DRGRPO_ROOT", "DRGRPO_RUNS_DIR", "DRGRPO_DEVICE", "DRGRPO_RAY_ADDRESS")
+_HOST = (
+    *("model.dtype", "loss.kl_coef", "checkpoint.keep_last", "placement.num_rollout_engines"),
+    *("trainer.num_ranks", "trainer.offload_optimizer", "DRGRPO_CPU_KVCACHE_GIB"),
+)
+_DEVICE = (
+    *("model.dtype", "loss.kl_coef", "rollout.gpu_memory_utilization", "placement.sleep", "trainer.num_ranks"),
+    *("trainer.tokens_per_microbatch", "trainer.logprob_chunk_tokens"),
+    *("trainer.gradient_checkpointing", "trainer.offload_optimizer"),
+)
+
+_CHECKS = (
+    _Check("model.path", _check_model, MODEL, of_training=True),
+    _Check("model.path", _check_context, (*MODEL, *_LIMITS)),
+    _Check("data.train", check_train, TRAIN, of_training=True),
+    _Check("data.eval", check_held_out, EVAL),
+    _Check("data.completion_field", check_completions, (*TRAIN, "data.completion_field"), of_training=True),
+    _Check("data.train", check_step, (*TRAIN, *EVAL, "data.prompts_per_step"), of_training=True),
+    _Check("data.prompt_style", check_prompts, (*MODEL, *_PROMPT, "data.max_prompt_tokens")),
+    _Check("reward.functions", _check_rewards, ("reward.functions",)),
+    _Check("DRGRPO_MLFLOW_TRACKING_URI", _check_tracking, ("DRGRPO_MLFLOW_TRACKING_URI", "DRGRPO_ROOT")),
+    _Check("machine", _check_machine, (*_HOST, *_PLACES)),
+    _Check(
+        "rollout.gpu_memory_utilization", _check_device_memory, (*MODEL, *_LIMITS, *_DEVICE, *_PLACES), of_training=True
+    ),
+)

@@ -59,7 +59,15 @@ def load_settings() -> Settings:
 
     Raises `ConfigError` that names each unknown `DRGRPO_` variable with the nearest known one, and each bad value.
     """
-    mistakes = unknown_variables(os.environ)
+    settings, mistakes = read_settings()
+    if mistakes:
+        raise ConfigError(mistakes)
+    return settings
+
+
+def read_settings() -> tuple[Settings, list[Mistake]]:
+    """As `load_settings`, with the mistakes returned, and defaults in place of bad values."""
+    mistakes, defaults = unknown_variables(os.environ), {}
     try:
         settings = Settings()
     except ValidationError as error:
@@ -67,9 +75,9 @@ def load_settings() -> Settings:
             name = str(detail["loc"][0])
             remedy = f"allowed: {expected(Settings.model_fields[name])}"
             mistakes.append(Mistake(f"{PREFIX}{name.upper()}", detail["input"], detail["msg"].lower(), remedy))
-    if mistakes:
-        raise ConfigError(mistakes)
-    return resolved(settings, fallback_uri=os.environ.get("MLFLOW_TRACKING_URI", ""))
+            defaults[name] = Settings.model_fields[name].get_default()
+        settings = Settings(**defaults)
+    return resolved(settings, fallback_uri=os.environ.get("MLFLOW_TRACKING_URI", "")), mistakes
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[Mistake]:

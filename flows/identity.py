@@ -17,12 +17,17 @@ class Identity(TypedDict):
     tags: dict[str, str]
 
 
+def own_id() -> str:
+    """The present flow run's id; empty outside of one."""
+    return flow_run.id or ""
+
+
 def identity(origin: Origin | None = None) -> Identity:
     """The present flow run's id and names. A retried flow run has the same id, and so continues its run.
 
     With an `origin` that names no step it is that run's id.
     """
-    own = flow_run.id or str(uuid.uuid4())
+    own = own_id() or str(uuid.uuid4())
     run_id = origin.run_id if origin and origin.step is None else own
     flow_name = flow_run.flow_name or "drgrpo"
     return Identity(

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -12,16 +12,14 @@ from prefect.runtime import flow_run
 
 from drgrpo.cluster.cluster import EngineLost
 from drgrpo.config import TrainConfig
-from drgrpo.config.checks import CHECKS, Checks
 from drgrpo.config.errors import ConfigError
 from drgrpo.config.output_lock import hold_output_directory
 from drgrpo.durable import replace_json
 from drgrpo.health import HealthStop, RollBack
 from drgrpo.opening import open_run
-from drgrpo.origin import fork_run, parse_origin
-from drgrpo.preflight import checked_config
+from drgrpo.origin import Origin, fork_run
 from drgrpo.report import read_history
-from drgrpo.rollback import is_tracked, newest_run, roll_back
+from drgrpo.rollback import newest_run, roll_back
 from drgrpo.run import Run
 from drgrpo.settings import Settings
 from flows.identity import Identity, identity
@@ -30,25 +28,12 @@ _DELAY_S = 2.0
 _NAME = "restarts.json"
 
 
-def beginning(
-    resume_from: str,
-    config: TrainConfig,
-    overrides: Mapping[str, Any],
-    settings: Settings,
-    *,
-    checks: Checks = CHECKS,
-) -> tuple[TrainConfig, Identity]:
-    """What a flow is to train, checked: its own run, the one that `resume_from` names, or a fork of that, made here.
-
-    Raises ConfigError for a wrong `resume_from`, or a wrong configuration.
-    """
-    origin = parse_origin(resume_from, settings.runs_dir)
+def beginning(origin: Origin | None, config: TrainConfig, settings: Settings) -> Identity:
+    """Which run a flow is to train: its own, the one that `origin` names, or a fork of that, which is made here."""
     who = identity(origin)
-    tracked = is_tracked(who["run_id"], settings.runs_dir)
-    config = checked_config(config, overrides, settings, checks=checks, is_tracked=tracked)
     if origin and origin.step is not None:
         fork_run(origin, who["run_id"], config, settings.runs_dir)
-    return config, who
+    return who
 
 
 def to_the_end(

@@ -6,7 +6,8 @@ from prefect import flow
 
 from drgrpo.config import TrainConfig
 from drgrpo.run import Run
-from drgrpo.settings import load_settings
+from drgrpo.start import checked_run
+from flows.identity import own_id
 from flows.recovery import beginning, to_the_end
 from tasks.artifacts import show_step, show_summary, start_progress
 from tasks.checkpoint import checkpoint, export, restore
@@ -24,9 +25,8 @@ def train(config: TrainConfig, overrides: dict[str, Any] | None = None, resume_f
         overrides: Dotted path to value, for example `{"optimizer.lr": 2e-6, "rollout.group_size": 16}`.
         resume_from: Id of a run to go on with, or `<run id>@<step>` to fork it at a checkpoint, with other overrides.
     """
-    settings = load_settings()
-    config, who = beginning(resume_from, config, overrides or {}, settings)
-    return to_the_end(iterate, config, settings, who)
+    config, settings, origin = checked_run(config, overrides or {}, resume_from, own_id=own_id())
+    return to_the_end(iterate, config, settings, beginning(origin, config, settings))
 
 
 def iterate(run: Run) -> dict[str, Any]:

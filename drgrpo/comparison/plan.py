@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from drgrpo.config import TrainConfig
+from drgrpo.config.checks import CHECKS
 from drgrpo.config.errors import ConfigError, Mistake
-from drgrpo.config.overrides import apply_overrides, config_difference, flatten, recipe_difference
+from drgrpo.config.overrides import config_difference, flatten, recipe_difference, resolve_overrides
 from drgrpo.description import read_description
-from drgrpo.preflight import checked_config
+from drgrpo.preflight import judge, passed
 from drgrpo.run_id import check_run_id
 from drgrpo.settings import Settings
 
@@ -72,17 +73,17 @@ def plan_arms(
 ) -> list[ArmRun]:
     """The runs of comparison `run_id`, seed by seed: what ends early has whole pairs.
 
-    `is_tracked` is for `checked_config`.
+    `is_tracked` is for `judge`.
     Raises ConfigError with every mistake of every arm, the arm named.
     """
-    common, shared_mistakes = _common(config, overrides)
+    common, shared_mistakes = resolve_overrides(config, overrides)
     found: dict[str, list[Mistake]] = {name: [] for name in arms}
     configs: dict[str, TrainConfig] = {}
     for name, changes in arms.items():
-        try:
-            configs[name] = checked_config(common, changes, settings, is_tracked=is_tracked)
-        except ConfigError as error:
-            found[name] += error.mistakes
+        configs[name], mistakes = judge(common, changes, settings, known=shared_mistakes, is_tracked=is_tracked)
+        found[name] += [
+            mistake for mistake in mistakes if mistake not in shared_mistakes and mistake.severity == "error"
+        ]
     for name, resolved in configs.items():
         found[name] += _unpaired(resolved, next(iter(configs.values())), arms[name])
     mistakes = [*shared_mistakes, *_of_lists(arms, seeds), *_told(found)]
@@ -91,19 +92,9 @@ def plan_arms(
     runs = [_run(name, seed, arms[name], configs[name], run_id) for seed in seeds for name in arms]
     if changed := [mistake for run in runs for mistake in _changed(run, settings)]:
         raise ConfigError(changed)
+    for resolved in configs.values():
+        passed(resolved, [], CHECKS)
     return runs
-
-
-def _common(config: TrainConfig, overrides: Mapping[str, Any]) -> tuple[TrainConfig, list[Mistake]]:
-    """The configuration that arms start from, without the overrides that are wrong; the mistakes of those."""
-    try:
-        return apply_overrides(config, overrides), []
-    except ConfigError as error:
-        wrong = {mistake.field for mistake in error.mistakes}
-        try:
-            return apply_overrides(config, {k: v for k, v in overrides.items() if k not in wrong}), [*error.mistakes]
-        except ConfigError:
-            raise error from None
 
 
 def _of_lists(arms: Arms, seeds: Sequence[int]) -> list[Mistake]:

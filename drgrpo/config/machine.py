@@ -4,40 +4,23 @@ Each check takes numbers; `check_machine` reads them from this machine.
 """
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
+from drgrpo.config.device_memory import GIB, compute_bytes
 from drgrpo.config.errors import Mistake
 from drgrpo.config.train import TrainConfig
 
 if TYPE_CHECKING:
     from drgrpo.settings import Settings
 
-GIB = 2**30
 # Interpreters, libraries and buffers of the flow, Ray and the engines, without any weights.
 PROCESS_BYTES = 3 * GIB
 # Sample tables, metrics and plots of a run.
 RUN_FILE_BYTES = GIB // 2
 CGROUP = Path("/sys/fs/cgroup")
-# Elements of the buffer in which DeepSpeed collects gradients before it adds them up.
-REDUCE_BUCKET = 500_000_000
-# Backward through a layer holds the gradients of part of its activations besides; fitted to the measured peaks.
-BACKWARD_SHARE = 0.4
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """Dimensions of a decoder that memory depends on; `kv_width` is key-value heads times the width of a head."""
-
-    num_parameters: int
-    hidden: int
-    intermediate: int
-    num_layers: int
-    vocabulary: int
-    kv_width: int
 
 
 def check_memory(
@@ -75,35 +58,6 @@ def host_bytes(
     trainer = (12 + 4 + compute) * num_parameters + reference if train else 0
     sampler = config.placement.num_rollout_engines * (compute * num_parameters + kvcache_bytes)
     return PROCESS_BYTES + trainer + sampler
-
-
-def trainer_bytes(config: TrainConfig, shape: ModelShape) -> int:
-    """Bytes of device memory of a single rank at its peak, in the backward pass of a full micro-batch.
-
-    Weights in the compute type, 16 a parameter for float32 weights, moments and gradient unless offloaded, DeepSpeed's
-    bucket, and of each token of a micro-batch: every layer's activations, or only its input where they are recomputed;
-    then a layer at work, or the head: a chunk of logits with its gradient, and the head's own gradient in float32.
-    """
-    compute, trainer = compute_bytes(config), config.trainer
-    states = (compute + (0 if trainer.offload_optimizer else 16)) * shape.num_parameters
-    reference = compute * shape.num_parameters if config.loss.kl_coef > 0 else 0
-    inputs = compute * shape.hidden * trainer.tokens_per_microbatch
-    # Inputs and outputs of two norms, of attention and of its projections; gate, up and their product.
-    layer = compute * (8 * shape.hidden + 3 * shape.intermediate) * trainer.tokens_per_microbatch
-    kept = shape.num_layers * (inputs if trainer.gradient_checkpointing else layer)
-    at_work = int(layer * (BACKWARD_SHARE + trainer.gradient_checkpointing))
-    head = (2 * compute * trainer.logprob_chunk_tokens + 4 * shape.hidden) * shape.vocabulary
-    return states + reference + compute * REDUCE_BUCKET + kept + max(head, at_work)
-
-
-def kv_bytes(config: TrainConfig, shape: ModelShape) -> int:
-    """Bytes of the sampler's KV cache for one token."""
-    return 2 * compute_bytes(config) * shape.num_layers * shape.kv_width
-
-
-def compute_bytes(config: TrainConfig) -> int:
-    """Bytes of a number in the compute type."""
-    return 4 if config.model.dtype == "float32" else 2
 
 
 def check_disk(

@@ -17,9 +17,11 @@ __all__ = [
     "config_difference",
     "config_digest",
     "flatten",
+    "judged_config",
     "load_config",
     "recipe_difference",
     "recipe_digest",
+    "resolve_overrides",
 ]
 
 Values = TrainConfig | Mapping[str, Any]
@@ -31,14 +33,22 @@ def load_config(values: Values, overrides: Mapping[str, Any] | None = None, *, c
     Raises `ConfigError` with all mistakes: unknown keys, wrong types, values out of bounds, combinations that cannot
     learn. Warnings are not raised; `check_config` lists them.
     """
-    config, mistakes = _resolve(values, overrides or {})
+    config, mistakes = judged_config(values, overrides or {}, checks)
+    if mistakes:
+        raise ConfigError(mistakes)
+    return config
+
+
+def judged_config(
+    values: Values, overrides: Mapping[str, Any], checks: Checks = CHECKS
+) -> tuple[TrainConfig, list[Mistake]]:
+    """As `load_config`, with the mistakes returned, and defaults in place of what is invalid."""
+    config, mistakes = resolve_overrides(values, overrides)
     invalid = {mistake.field for mistake in mistakes}
     for mistake in check_config(config, checks):
         if mistake.severity == "error" and not invalid.intersection((mistake.field, *mistake.also)):
             mistakes.append(mistake)
-    if mistakes:
-        raise ConfigError(mistakes)
-    return config
+    return config, mistakes
 
 
 def apply_overrides(values: Values, overrides: Mapping[str, Any]) -> TrainConfig:
@@ -48,14 +58,17 @@ def apply_overrides(values: Values, overrides: Mapping[str, Any]) -> TrainConfig
     (`reward.functions.format`); a section may be given as a mapping of its fields.
     Raises `ConfigError` with all mistakes.
     """
-    config, mistakes = _resolve(values, overrides)
+    config, mistakes = resolve_overrides(values, overrides)
     if mistakes:
         raise ConfigError(mistakes)
     return config
 
 
-def _resolve(values: Values, overrides: Mapping[str, Any]) -> tuple[TrainConfig, list[Mistake]]:
-    """Configuration with defaults in place of what is invalid, so that the rest can still be judged; the mistakes."""
+def resolve_overrides(values: Values, overrides: Mapping[str, Any]) -> tuple[TrainConfig, list[Mistake]]:
+    """As `apply_overrides`, with the mistakes returned, and defaults in place of what is invalid.
+
+    So the rest can still be judged.
+    """
     base = values.model_dump() if isinstance(values, BaseModel) else values
     if not isinstance(base, Mapping):
         raise ConfigError([Mistake("configuration", base, "not a mapping", "give settings by section")])

@@ -39,7 +39,7 @@ def render_prompt(
         tokenizer: A transformers tokenizer.
 
     Raises:
-        DataError: No `{question}` in the template, or no chat template in the tokenizer.
+        DataError: No `{question}` in the template, no chat template in the tokenizer, or one that refuses the prompt.
     """
     if "{question}" not in prompt_template:
         raise DataError(f"data.prompt_template = {prompt_template!r}: no {{question}} in it; mark where it goes")
@@ -99,7 +99,13 @@ def _chat(body: str, system_prompt: str, tokenizer: Any) -> str:
         )
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
     messages = [*system, {"role": "user", "content": body}]
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program, which raises what it likes
+        raise DataError(
+            f"data.prompt_style = 'chat': the chat template of the model's tokenizer refuses the prompt ({error}); "
+            "leave data.system_prompt empty, or use plain, r1 or qwen_math"
+        ) from error
     return text
 
 

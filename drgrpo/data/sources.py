@@ -89,7 +89,12 @@ def load_splits(train: Source, held_out: Source) -> Splits:
     Raises:
         DataError: As `load_problems`, or nothing is left to train on.
     """
-    kept_out, trained = load_problems(held_out), load_problems(train)
+    kept_out = load_problems(held_out)
+    return separate(train, load_problems(train), held_out, kept_out)
+
+
+def separate(train: Source, trained: LoadedProblems, held_out: Source, kept_out: LoadedProblems) -> Splits:
+    """As `load_splits`, of what is loaded already."""
     questions = {problem.question.strip() for problem in kept_out.problems}
     rest = [problem for problem in trained.problems if problem.question.strip() not in questions]
     if not rest:

@@ -4,28 +4,36 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.memory import DEVICES, MEASURED, MODELS, measured_peaks, rewritten, sampler_share
 from deployments.steps import load_deployment
 from drgrpo.config import TrainConfig
-from drgrpo.config.errors import ConfigError
-from drgrpo.config.machine import (
+from drgrpo.config.device_memory import (
     GIB,
-    PROCESS_BYTES,
+    OVERHEAD_BYTES,
     REDUCE_BUCKET,
     ModelShape,
+    check_device_memory,
+    compute_bytes,
+    kv_bytes,
+    model_shape,
+    sampler_bytes,
+    smallest_device,
+    trainer_bytes,
+)
+from drgrpo.config.errors import ConfigError
+from drgrpo.config.machine import (
+    PROCESS_BYTES,
     check_devices,
     check_disk,
     check_machine,
     check_memory,
-    compute_bytes,
     free_disk,
     free_memory,
     host_bytes,
-    kv_bytes,
-    trainer_bytes,
 )
 from drgrpo.config.output_lock import hold_output_directory
 from drgrpo.config.overrides import apply_overrides
@@ -93,6 +101,96 @@ def test_device_memory_without_the_optimizer_is_the_weights_and_a_reference_is_o
     float32 = device_memory(model__dtype="float32")
     assert float32 == 20 * 1000 + 2 * (3 * 100 * LAYER + 0.4 * 100 * LAYER)
     assert kv_bytes(TrainConfig(), SHAPE) == 2 * 2 * 3 * 4
+
+
+def test_the_states_are_divided_among_the_ranks():
+    alone, shared = device_memory(loss__kl_coef=0.1), device_memory(loss__kl_coef=0.1, trainer__num_ranks=4)
+    assert alone - shared == 20 * 1000 * 3 // 4
+
+
+def test_the_shape_is_read_from_the_config_or_nothing_is_known():
+    config = {
+        "hidden_size": 8,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "vocab_size": 50,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    assert model_shape(config, 1000) == SHAPE
+    assert model_shape({**config, "num_key_value_heads": None}, 1000).kv_width == 8
+    assert model_shape({**config, "head_dim": 16}, 1000).kv_width == 32
+    assert model_shape({**config, "intermediate_size": "32"}, 1000) is None
+    assert model_shape(config, None) is None
+
+
+LARGE = ModelShape(10**9, hidden=8, intermediate=32, num_layers=10, vocabulary=50, kv_width=500_000)
+
+
+def judged_on(device_bytes, **options):
+    values = {
+        "trainer.tokens_per_microbatch": 100,
+        "trainer.logprob_chunk_tokens": 1,
+        "rollout.gpu_memory_utilization": 0.5,
+        "data.max_prompt_tokens": 100,
+        "rollout.max_completion_tokens": 100,
+    }
+    config = apply_overrides({}, values | {name.replace("__", "."): value for name, value in options.items()})
+    return check_device_memory(config, LARGE, device_bytes=device_bytes)
+
+
+def test_trainer_sampler_and_overhead_fit_on_the_device_or_not():
+    # 18 bytes for each of 1e9 parameters, a bucket of 1e9 bytes, 10.4 layers of activations; the sampler as much.
+    trainer = 18 * 10**9 + 10**9 + int(10.4 * 100 * LAYER)
+    enough = 2 * (trainer + OVERHEAD_BYTES)
+    assert OVERHEAD_BYTES == 2.5 * GIB
+    assert judged_on(enough + 2) == []
+    (mistake,) = judged_on(enough - 2 * 10**8)
+    assert (mistake.field, mistake.value) == ("rollout.gpu_memory_utilization", 0.5)
+    assert (
+        "of the device's 40.2 GiB the sampler takes 20.1, the trainer needs about 17.7, and 2.5 go to"
+        in mistake.problem
+    )
+    assert mistake.remedy.startswith("lower it to at most 0.49, or set trainer.gradient_checkpointing to true, or set")
+    # On a device of 22 GiB there is no room for the sampler's weights beside the trainer.
+    (mistake,) = judged_on(22 * GIB)
+    assert "lower it" not in mistake.remedy and "trainer.offload_optimizer" in mistake.remedy
+    assert judged_on(22 * GIB, trainer__offload_optimizer=True) == []
+    assert judged_on(22 * GIB, placement__sleep=True) == []
+
+
+def test_the_samplers_share_holds_its_weights_and_one_sequence():
+    # 2e9 bytes of weights and 200 tokens of 2 x 2 x 10 x 500,000 bytes.
+    assert (
+        sampler_bytes(apply_overrides({}, {"data.max_prompt_tokens": 100, "rollout.max_completion_tokens": 100}), LARGE)
+        == 6 * 10**9
+    )
+    assert judged_on(60 * 10**9, rollout__gpu_memory_utilization=0.1) == []
+    (mistake,) = judged_on(60 * 10**9, rollout__gpu_memory_utilization=0.0999)
+    assert "the KV cache of one sequence need 5.6" in mistake.problem and mistake.remedy.startswith("raise it")
+
+
+def test_devices_are_asked_by_index_and_by_uuid(monkeypatch):
+    memory = {"GPU-a": 10, 0: 30, 1: 20}
+    driver = SimpleNamespace(
+        NVMLError=OSError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=memory[handle]),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    assert smallest_device(["0", "1"]) == 20
+    assert smallest_device(["0", "GPU-a"]) == 10
+    assert smallest_device([]) is None
+
+    def broken():
+        raise OSError("no driver")
+
+    driver.nvmlInit = broken
+    assert smallest_device(["0"]) is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert smallest_device(["0"]) is None
 
 
 def test_the_estimate_is_within_two_percent_of_every_measured_peak_and_the_page_shows_it():

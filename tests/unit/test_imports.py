@@ -24,10 +24,12 @@ PURE = (
     "data",
     "durable",
     "health",
+    "hub_model",
     "kl",
     "loss",
     "metrics",
     "models",
+    "module_process",
     "packaged_model",
     "packing",
     "redaction",
@@ -38,6 +40,7 @@ PURE = (
     "statistics",
     "sync_check",
     "tables",
+    "tokenization",
     "trainer.attention",
     "trainer.background",
     "trainer.batch",
@@ -51,7 +54,7 @@ ENGINES = ("demonstrations", "host", "problems", "rollout", "scoring", "tracking
 CLUSTER = ("cluster",)
 RUN = (
     *("comparison", "description", "device_lock", "notice", "opening"),
-    *("origin", "preflight", "rollback", "run", "savepoints", "stored_policy"),
+    *("inspection", "origin", "preflight", "preflight_data", "rollback", "run", "savepoints", "start", "stored_policy"),
 )
 LAYERS = (PURE, CONFIG, ENGINES, CLUSTER, RUN)
 

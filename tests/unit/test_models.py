@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from drgrpo import packaged_model
-from drgrpo.models import ModelError, check_model, model_context_length, resolve_model
+from drgrpo.architecture import context_length
+from drgrpo.models import ModelError, inspect_model, resolve_model
 from tests.tiny_model import build_tiny_model
 
 
@@ -34,7 +35,7 @@ def resolve(path: Path | str, cache_dir: Path) -> Path:
 def message(path: Path | str, cache_dir: Path) -> str:
     """The error of `path`, which the pre-flight check must give as well."""
     with pytest.raises(ModelError) as checked:
-        check_model(str(path), revision="main", cache_dir=cache_dir)
+        inspect_model(str(path), revision="main", cache_dir=cache_dir)
     with pytest.raises(ModelError) as resolved:
         resolve(path, cache_dir)
     assert str(checked.value) == str(resolved.value)
@@ -43,11 +44,13 @@ def message(path: Path | str, cache_dir: Path) -> str:
 
 
 def test_a_local_directory_resolves_to_itself(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_model(str(tiny), revision="main", cache_dir=tmp_path)
+    facts = inspect_model(str(tiny), revision="main", cache_dir=tmp_path)
     assert resolve(tiny, tmp_path) == tiny
     monkeypatch.chdir(tmp_path)
     assert resolve("./model", tmp_path) == tiny == resolve("model", tmp_path)
-    assert model_context_length(str(tiny)) == 512
+    # Tied embeddings of 320 x 128; a layer has 3 x 128 x 256 in its MLP, 2 x 128 x 128 and 2 x 128 x 64 in attention.
+    assert (facts.num_parameters, facts.context_length) == (320 * 128 + 2 * (98_304 + 49_152 + 256) + 128, 512)
+    assert facts.config["hidden_size"] == 128
 
 
 def test_the_tiny_model_is_tied_and_loads_with_the_same_weights(built: Path) -> None:
@@ -129,7 +132,7 @@ def test_a_hub_model_without_safetensors_is_refused_before_the_download(
     info = SimpleNamespace(siblings=[SimpleNamespace(rfilename="pytorch_model.bin")])
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
     with pytest.raises(ModelError, match="no safetensors weights"):
-        check_model("nobody/no-such-model", revision="main", cache_dir=tmp_path)
+        inspect_model("nobody/no-such-model", revision="main", cache_dir=tmp_path)
 
 
 def test_the_context_length_is_read_from_the_config(tmp_path: Path) -> None:
@@ -138,9 +141,8 @@ def test_the_context_length_is_read_from_the_config(tmp_path: Path) -> None:
         ({"text_config": {"max_position_embeddings": 77}}, 77),
         ({}, None),
     ):
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        assert model_context_length(str(tmp_path)) == expected
-    assert model_context_length("smollm2") == 8192
+        assert context_length(config) == expected
+    assert inspect_model("smollm2", revision="main", cache_dir=tmp_path).context_length == 8192
 
 
 @pytest.fixture
@@ -200,7 +202,9 @@ def test_the_packaged_model_converts_to_float32_safetensors_that_transformers_lo
     path = resolve("smollm2", tmp_path)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     assert model.dtype == torch.float32 and model.config.rms_norm_eps == 1e-5
-    assert model_context_length(str(path)) == model_context_length("smollm2")
+    facts = [inspect_model(name, revision="main", cache_dir=tmp_path) for name in (str(path), "smollm2")]
+    assert facts[0].context_length == facts[1].context_length
+    assert facts[0].num_parameters == 134_515_008 <= facts[1].num_parameters <= 1.2 * 134_515_008
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     token = model(**prompt).logits[0, -1].argmax()
     assert tokenizer.decode(token) == " Paris"

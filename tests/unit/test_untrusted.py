@@ -21,7 +21,7 @@ from deployments.services import Services
 from drgrpo.config.overrides import load_config
 from drgrpo.data.errors import DataError
 from drgrpo.data.sources import Source, load_problems
-from drgrpo.models import ModelError, model_context_length, resolve_model
+from drgrpo.models import ModelError, inspect_model, resolve_model
 from drgrpo.report import samples_table
 from drgrpo.settings import Settings, resolved
 from drgrpo.tracking.store import json_table
@@ -175,7 +175,7 @@ def test_an_index_names_nothing_but_safetensors_beside_it(model: Path, tmp_path:
 def test_a_models_configuration_of_any_form_is_an_error_or_says_nothing(model: Path, text: str) -> None:
     (model / "config.json").write_bytes(text.encode("latin-1"))
     try:
-        assert model_context_length(str(model)) is None
+        assert inspect_model(str(model), revision="main", cache_dir=model).context_length is None
     except ModelError as error:
         assert "config.json" in str(error)
 

@@ -1,0 +1,135 @@
+"""Memory of a GPU: what trainer and sampler need, and whether the device has it. The arithmetic of docs/memory.md.
+
+As in `drgrpo.config.machine`, the checks take numbers and `smallest_device` reads them from this machine.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from drgrpo.config.errors import Mistake
+from drgrpo.config.train import TrainConfig
+
+GIB = 2**30
+# Elements of the buffer in which DeepSpeed collects gradients before it adds them up.
+REDUCE_BUCKET = 500_000_000
+# Backward through a layer holds the gradients of part of its activations besides; fitted to the measured peaks.
+BACKWARD_SHARE = 0.4
+# Assumed: two CUDA contexts, the staging buffer of a push, what allocators cannot use.
+OVERHEAD_BYTES = 5 * GIB // 2
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Dimensions of a decoder that memory depends on; `kv_width` is key-value heads times the width of a head."""
+
+    num_parameters: int
+    hidden: int
+    intermediate: int
+    num_layers: int
+    vocabulary: int
+    kv_width: int
+
+
+def model_shape(config: Mapping[str, Any], num_parameters: int | None) -> ModelShape | None:
+    """The shape of a model with this `config.json`; None when one of its numbers is missing."""
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size", "num_attention_heads")
+    hidden, intermediate, layers, vocabulary, heads = (_size(config, name) for name in names)
+    if not num_parameters or not all((hidden, intermediate, layers, vocabulary, heads)):
+        return None
+    kv_width = (_size(config, "num_key_value_heads") or heads) * (_size(config, "head_dim") or hidden // heads)
+    return ModelShape(num_parameters, hidden, intermediate, layers, vocabulary, kv_width)
+
+
+def _size(config: Mapping[str, Any], name: str) -> int:
+    value = config.get(name)
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def check_device_memory(config: TrainConfig, shape: ModelShape, *, device_bytes: int) -> list[Mistake]:
+    """Trainer and sampler beside each other on one device, and in the sampler's share its weights and one sequence."""
+    share = config.rollout.gpu_memory_utilization
+    trainer, sampler = trainer_bytes(config, shape), sampler_bytes(config, shape)
+    # A sampler that sleeps gives its share to the update.
+    taken = 0 if config.placement.sleep else int(share * device_bytes)
+    mistakes = []
+    if trainer + taken + OVERHEAD_BYTES > device_bytes:
+        problem = (
+            f"of the device's {device_bytes / GIB:.1f} GiB the sampler takes {taken / GIB:.1f}, the trainer needs "
+            f"about {trainer / GIB:.1f}, and {OVERHEAD_BYTES / GIB:.1f} go to contexts and buffers"
+        )
+        remedy = _remedy(config, (device_bytes - trainer - OVERHEAD_BYTES) / device_bytes, sampler / device_bytes)
+        mistakes.append(Mistake("rollout.gpu_memory_utilization", share, problem, remedy))
+    if sampler > share * device_bytes:
+        problem = (
+            f"of the device's {device_bytes / GIB:.1f} GiB this is {share * device_bytes / GIB:.1f}; the sampler's "
+            f"weights and the KV cache of one sequence need {sampler / GIB:.1f}"
+        )
+        mistakes.append(Mistake("rollout.gpu_memory_utilization", share, problem, "raise it, or take a smaller model"))
+    return mistakes
+
+
+def _remedy(config: TrainConfig, room: float, needed: float) -> str:
+    """`room`: the share that the trainer leaves to the sampler; `needed`: what the sampler needs at least."""
+    remedies = []
+    if not config.placement.sleep and room >= max(needed, 0.05):
+        remedies.append(f"lower it to at most {int(room * 100) / 100:.2f}")
+    if not config.trainer.gradient_checkpointing:
+        remedies.append("set trainer.gradient_checkpointing to true")
+    if not config.trainer.offload_optimizer:
+        remedies.append("set trainer.offload_optimizer to true")
+    return ", or ".join([*remedies, "lower trainer.tokens_per_microbatch", "take a smaller model"])
+
+
+def trainer_bytes(config: TrainConfig, shape: ModelShape) -> int:
+    """Bytes of device memory of a rank at its peak, in the backward pass of a full micro-batch.
+
+    Divided among the ranks: weights in the compute type, 16 a parameter for float32 weights, moments and gradient
+    unless offloaded, a reference model. On each: DeepSpeed's bucket, and of each token of a micro-batch every layer's
+    activations, or only its input where they are recomputed; then a layer at work, or the head: a chunk of logits with
+    its gradient, and the head's own gradient in float32.
+    """
+    compute, trainer = compute_bytes(config), config.trainer
+    states = (compute + (0 if trainer.offload_optimizer else 16)) * shape.num_parameters
+    reference = compute * shape.num_parameters if config.loss.kl_coef > 0 else 0
+    inputs = compute * shape.hidden * trainer.tokens_per_microbatch
+    # Inputs and outputs of two norms, of attention and of its projections; gate, up and their product.
+    layer = compute * (8 * shape.hidden + 3 * shape.intermediate) * trainer.tokens_per_microbatch
+    kept = shape.num_layers * (inputs if trainer.gradient_checkpointing else layer)
+    at_work = int(layer * (BACKWARD_SHARE + trainer.gradient_checkpointing))
+    head = (2 * compute * trainer.logprob_chunk_tokens + 4 * shape.hidden) * shape.vocabulary
+    return (states + reference) // trainer.num_ranks + compute * REDUCE_BUCKET + kept + max(head, at_work)
+
+
+def sampler_bytes(config: TrainConfig, shape: ModelShape) -> int:
+    """Bytes without which the sampler cannot start: its weights, and the KV cache of the longest sequence."""
+    return compute_bytes(config) * shape.num_parameters + kv_bytes(config, shape) * config.max_model_len
+
+
+def kv_bytes(config: TrainConfig, shape: ModelShape) -> int:
+    """Bytes of the sampler's KV cache for one token."""
+    return 2 * compute_bytes(config) * shape.num_layers * shape.kv_width
+
+
+def compute_bytes(config: TrainConfig) -> int:
+    """Bytes of a number in the compute type."""
+    return 4 if config.model.dtype == "float32" else 2
+
+
+def smallest_device(devices: Sequence[str]) -> int | None:
+    """Bytes of memory of the smallest of these GPUs, given by index or UUID; None where the driver cannot be asked."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        handles = [
+            pynvml.nvmlDeviceGetHandleByIndex(int(device))
+            if device.isdecimal()
+            else pynvml.nvmlDeviceGetHandleByUUID(device)
+            for device in devices
+        ]
+        return min((int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles), default=None)
+    except pynvml.NVMLError:
+        return None
