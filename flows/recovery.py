@@ -20,6 +20,7 @@ from drgrpo.report import read_history
 from drgrpo.rollback import newest_run, roll_back
 from drgrpo.run import Run
 from drgrpo.settings import Settings
+from flows.cancellation import announced, is_cancelled
 from flows.identity import Identity, identity
 
 _DELAY_S = 2.0
@@ -50,7 +51,7 @@ def to_the_end(
         while True:
             who["run_id"], config = newest_run(who["run_id"], config, settings.runs_dir)
             try:
-                with open_run(config, settings, **who) as run:
+                with open_run(config, settings, **who, is_cancelled=is_cancelled) as run, announced(run.notice):
                     return loop(run)
             except EngineLost as error:
                 restarts.admit(error, settings.runs_dir / who["run_id"])

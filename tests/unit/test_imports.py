@@ -24,6 +24,7 @@ PURE = (
     "data",
     "health",
     "kl",
+    "leftovers",
     "loss",
     "metrics",
     "models",
