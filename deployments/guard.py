@@ -17,23 +17,26 @@ import psutil
 GRACE_S = 15.0
 """Seconds that a service and its flows have to close what they opened."""
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def guard(parent: int, command: Sequence[str]) -> int:
     """Run `command` until it ends or SIGTERM, SIGINT or SIGHUP arrives; its exit status, or 128 + the signal."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, _stop)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before the line above
         return 128 + signal.SIGTERM
-    try:  # around the start too: a signal in the middle of it must not leave the command behind
-        return _wait(subprocess.Popen(command).pid)
+    try:
+        try:  # around the start too: a signal in the middle of it must not leave the command behind
+            child = subprocess.Popen(command)  # by a name: without one it would reap its process itself
+            return _wait(child.pid)
+        finally:
+            _ignore_signals()  # one that comes before the last of them is ignored leads to the end below too
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
         end_descendants(GRACE_S)
 
 
@@ -68,7 +71,13 @@ def _wait(pid: int) -> int:
 
 
 def _stop(number: int, _: object) -> None:
+    _ignore_signals()
     sys.exit(128 + number)
+
+
+def _ignore_signals() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:

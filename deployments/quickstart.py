@@ -67,7 +67,7 @@ def run(services: Services, overrides: dict[str, Any], total_steps: int, console
         flow_run = client.create_flow_run_from_deployment(deployment.id, parameters={"overrides": overrides})
         run_dir = services.settings.runs_dir / str(flow_run.id)
         url = url_for(flow_run) or ""
-        console.print(f"Run {flow_run.name}: {url}", soft_wrap=True)
+        console.print(f"Run {flow_run.name}: {url}\n{services.environment.login}", soft_wrap=True, end="")
         try:
             with Progress(console, run_dir, total_steps) as progress:
                 follow(client, flow_run, services, progress)

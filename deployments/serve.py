@@ -29,12 +29,10 @@ def serve(console: Console) -> None:
         from deployments import server  # Prefect reads its environment when it is imported
 
         names = server.deploy_all()
-        console.print(
-            f"Prefect   {environment.ui_url}\nMLflow    {mlflow}\nDeployed  {', '.join(names)}", soft_wrap=True
-        )
-        console.print(
-            f"Elsewhere: export PREFECT_API_URL={environment.api_url}\nCtrl-C stops everything.", soft_wrap=True
-        )
+        console.print(f"Prefect   {environment.ui_url}\n{environment.login}MLflow    {mlflow}", soft_wrap=True)
+        console.print(f"Deployed  {', '.join(names)}\n\nIn another terminal:\n", soft_wrap=True)
+        console.print(environment.exports, soft_wrap=True)
+        console.print("Ctrl-C stops everything.")
         while True:
             time.sleep(1)
             for name in services.revive():

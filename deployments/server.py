@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from datetime import timedelta
+from http import HTTPStatus
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -10,7 +11,7 @@ from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture, ResourceSpecification
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
@@ -22,7 +23,10 @@ RESTART = "drgrpo: restart crashed runs"
 
 
 def ensure_pool() -> None:
-    """Make the work pool if the server has none: one run at a time, because a run takes the whole machine."""
+    """Make the work pool if the server has none: one run at a time, because a run takes the whole machine.
+
+    Raises `ServiceError` when the server does not know us.
+    """
     template = ProcessWorker.get_default_base_job_template()
     description = "Runs of Dr. GRPO. Raise the limit when several machines work for it."
     pool = WorkPoolCreate(
@@ -33,6 +37,11 @@ def ensure_pool() -> None:
             client.create_work_pool(pool)
         except ObjectAlreadyExists:  # it may have been changed by its owner, and stays so
             return
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code != HTTPStatus.UNAUTHORIZED:
+                raise
+            remedy = "set PREFECT_API_AUTH_STRING; that of `make serve` is in .drgrpo/prefect-auth of its clone"
+            raise ServiceError(f"the Prefect server refuses us without its login: {remedy}") from error
 
 
 def ensure_restart() -> None:

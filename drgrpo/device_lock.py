@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ def hold_devices(settings: Settings) -> Iterator[None]:
     """Wait until no other run of this machine uses our GPUs, and keep them; on a cluster Ray hands them out."""
     devices = [] if settings.device == "cpu" or settings.ray_address else visible_devices()
     with ExitStack() as stack:
-        for device in sorted(devices):
+        for device in sorted({uuid(device) for device in devices}):
             stack.enter_context(hold_device(device))
         yield
 
@@ -31,19 +32,31 @@ def hold_devices(settings: Settings) -> Iterator[None]:
 def hold_device(device: str, folder: Path | None = None) -> Iterator[None]:
     """Wait for one device and keep it. `device` is its index or UUID, `folder` the place of the lock files."""
     path = (folder or Path(tempfile.gettempdir())) / f"drgrpo-device-{device.replace('/', '_')}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    with os.fdopen(descriptor, "r+") as lock:
+    with os.fdopen(_open(path), "r+") as lock:
         told = False
         while not _locked(lock):
             if not told:
-                lock.seek(0)
-                logger.warning("waiting for GPU %s: process %s uses it", device, lock.read() or "unknown")
+                holder = lock.read(20)
+                logger.warning(
+                    "waiting for GPU %s: process %s uses it", device, holder if holder.isdecimal() else "unknown"
+                )
                 told = True
             time.sleep(_POLL_S)
+        lock.seek(0)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def uuid(device: str, gpus: Path = Path("/proc/driver/nvidia/gpus")) -> str:
+    """UUID of a GPU given by its index or a beginning of its UUID, as CUDA takes both; any other name as it is."""
+    for path in gpus.glob("*/information"):
+        text = path.read_text()
+        found, minor = re.search(r"GPU UUID:\s*(\S+)", text), re.search(r"Device Minor:\s*(\d+)", text)
+        if found and minor and (device == minor[1] or (device.startswith("GPU-") and found[1].startswith(device))):
+            return found[1]
+    return device
 
 
 def visible_devices() -> list[str]:
@@ -52,6 +65,16 @@ def visible_devices() -> list[str]:
     if visible is not None:
         return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")]
     return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def _open(path: Path) -> int:
+    """Open a lock file that every user of the machine may lock; the first makes it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
+    except FileExistsError:  # the kernel lets nobody create over another user's file in /tmp, so it is only opened
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    os.fchmod(descriptor, 0o666)  # whatever the umask
+    return descriptor
 
 
 def _locked(file: IO[str]) -> bool:

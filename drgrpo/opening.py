@@ -1,7 +1,7 @@
 """Opening a run: lock its devices, find where it starts, open MLflow, start the engines."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,7 @@ def open_run(
     name: str,
     tags: Mapping[str, str],
     train: bool = True,
+    is_cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Run]:
     """Start or continue run `run_id`, whose directory the caller holds; its engines and MLflow run end with the block.
 
@@ -43,6 +44,7 @@ def open_run(
         name: MLflow's name of the run.
         tags: MLflow's tags.
         train: Without it there is no trainer, and the sampler keeps the model's own weights.
+        is_cancelled: Whether a SIGTERM that arrived means that a person cancels the run.
 
     Raises ConfigError when the directory belongs to another configuration and when Ray does not give the devices, and
     TrackingError when MLflow does not answer for a new run.
@@ -59,7 +61,8 @@ def open_run(
         cluster = Cluster(config, settings, model_path=model_path, run_id=run_id, run_dir=directory, train=train)
         stack.callback(cluster.close)
         _log_data(tracker, cluster.data)
-        notice = stack.enter_context(Notice(settings.preemption_notice_s))
+        # Without a trainer there is nothing to save.
+        notice = stack.enter_context(Notice(settings.preemption_notice_s if train else 0.0, is_cancelled))
         run = Run(description, settings, run_id, name, tracker, cluster, notice)
         stack.push(lambda *error: _save_before_the_end(run, error[1]))
         try:
@@ -115,7 +118,7 @@ def _save_before_the_end(run: Run, error: BaseException | None) -> None:
     """With notice of the end, save what is trained so far: less to replay. What goes wrong then is told, and the end
     stays what it was, so that Prefect still sees a run that was stopped and not one that failed.
     """
-    if run.settings.preemption_notice_s > 0 and error is not None and not isinstance(error, Exception):
+    if run.notice.is_given and error is not None and not isinstance(error, Exception):
         try:
             run.save_now()
         except Exception:

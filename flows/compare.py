@@ -15,10 +15,11 @@ from drgrpo.comparison.plan import ArmRun, plan_arms
 from drgrpo.comparison.processes import ArmDied, ArmProcesses
 from drgrpo.config import TrainConfig
 from drgrpo.settings import load_settings
+from flows.cancellation import is_cancelled
 from flows.identity import identity
 from tasks.compare import show_progress, show_report, show_runs, start_progress, train_arm
 
-_POLL_S, _GRACE_S = 5.0, 15.0
+_POLL_S = 5.0
 
 
 class ArmsMissing(RuntimeError):
@@ -50,7 +51,7 @@ def compare(
     tracked = is_tracked(who["run_id"], settings)
     runs = plan_arms(config, overrides or {}, arms, seeds, settings, who["run_id"], is_tracked=tracked)
     with open_comparison(runs, settings, **who) as comparison:
-        with ArmProcesses(grace_s=max(_GRACE_S, settings.preemption_notice_s)) as processes:
+        with ArmProcesses(notice_s=settings.preemption_notice_s, is_cancelled=is_cancelled) as processes:
             Schedule(comparison, processes).run()
         summary = comparison.finish()
         show_report(comparison, summary)

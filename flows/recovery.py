@@ -22,6 +22,7 @@ from drgrpo.report import read_history
 from drgrpo.rollback import newest_run, roll_back
 from drgrpo.run import Run
 from drgrpo.settings import Settings
+from flows.cancellation import announced, is_cancelled
 from flows.identity import Identity, identity
 
 _DELAY_S = 2.0
@@ -80,7 +81,7 @@ def _train(
     """The loop's summary; engines that were lost on the way are started again."""
     while True:
         try:
-            with open_run(config, settings, **who) as run:
+            with open_run(config, settings, **who, is_cancelled=is_cancelled) as run, announced(run.notice):
                 return loop(run)
         except EngineLost as error:
             restarts.admit(error)

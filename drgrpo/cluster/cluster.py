@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import LocalRayletDiedError, RayActorError, RayError, RaySystemError
+from ray.exceptions import LocalRayletDiedError, RayError, RaySystemError
 
 from drgrpo.cluster.engines import Engines
 from drgrpo.cluster.runtime import start_ray, stop_ray
@@ -36,8 +36,8 @@ class Cluster:
         Raises ConfigError when Ray does not give the devices.
         """
         self.config, self._logs = config, run_dir / "logs"
-        start_ray(settings)
         try:
+            start_ray(settings, self._logs)
             self.engines = Engines(config, settings, model_path, run_id, run_dir, train=train)
             self.data: dict[str, Any] = self.engines.host.call("describe")
             if train:
@@ -47,9 +47,10 @@ class Cluster:
                 self.engines.connect()
                 self._probes = self.engines.host.call("probes")
         except BaseException as error:
-            stop_ray(self._logs)
-            if isinstance(error, RayActorError) and not error.actor_init_failed:
-                raise EngineLost(f"an engine died while the engines started: {error}") from error
+            try:
+                self.raise_if_lost(error)
+            finally:
+                stop_ray()
             raise
 
     def rollout(self, step: int, policy_version: int) -> tuple[TableRef, Metrics]:
@@ -127,19 +128,25 @@ class Cluster:
         shapes: dict[str, list[int]] = self.engines.ranks[0].call("weight_shapes")
         return shapes
 
-    def raise_if_lost(self, error: Exception) -> None:
-        """Raise EngineLost when an engine's death is behind `error`."""
-        if not isinstance(error, RayError):
-            return
+    def raise_if_lost(self, error: BaseException) -> None:
+        """Raise EngineLost when the death of an engine or of Ray is behind `error`, also while they start."""
+        if isinstance(error, RayError) and (loss := self._loss(error)):
+            raise EngineLost(loss) from error
+
+    def _loss(self, error: RayError) -> str:
+        """What died behind `error`; empty when nothing did."""
         if isinstance(error, (RaySystemError, LocalRayletDiedError)):
-            raise EngineLost(f"Ray itself died: {error}") from error
-        if lost := self.engines.lost():
-            raise EngineLost(f"{', '.join(lost)} died; what they printed is in {self._logs}") from error
+            return f"Ray itself died: {error}"
+        try:
+            lost = self.engines.lost() if hasattr(self, "engines") else []  # Ray may fail before the first is there
+        except RayError as silence:
+            return f"Ray itself died: {silence}"
+        return f"{', '.join(lost)} died; what they printed is in {self._logs}" if lost else ""
 
     def close(self) -> None:
         """Stop every engine and give the devices back."""
         self.engines.stop()
-        stop_ray(self._logs)
+        stop_ray()
 
     def _generate(self, requests: Any, sampling: Any, policy_version: int) -> list[Any]:
         """References to the engines' completions; `requests` and `sampling` are references too."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from drgrpo.cluster.placement import Places
 from drgrpo.cluster.process import Process, Remote, RemoteSampler
@@ -102,6 +102,8 @@ class Engines:
 def _is_dead(reference: Any) -> bool:
     try:
         ray.get(reference)
+    except RayActorError as error:
+        return not error.actor_init_failed  # one that refuses to start is not lost: it would refuse again
     except RayError:
         return True
     return False

@@ -1,33 +1,43 @@
 """Ray itself, and the environment of the processes that it starts."""
 
 import os
+import re
 import secrets
 import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 import ray
+from ray.exceptions import RaySystemError
 
 from drgrpo.config import TrainConfig
+from drgrpo.leftovers import orphans
 from drgrpo.settings import Settings
 
 _PROJECT = Path(__file__).parents[2]
 _OBJECT_STORE_BYTES = 512 << 20
 _TEMP_PREFIX = "drgrpo-ray-"
+_LOGS = "run-logs"
+"""Link in Ray's directory to the run's directory of logs."""
 
 
-def start_ray(settings: Settings) -> None:
-    """Join the cluster at `ray_address`, or start Ray inside this process, bound to loopback."""
+def start_ray(settings: Settings, logs: Path) -> None:
+    """Join the cluster at `ray_address`, or start Ray inside this process, bound to loopback.
+
+    What the embedded Ray's engines print goes to the directory `logs` when it stops, or when the next run finds that it
+    was killed. Raises RaySystemError when it does not start.
+    """
+    _remove_leftovers()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # else every engine runs at niceness 15
     with _handlers_kept():
-        _init(settings)
+        _init(settings, logs)
 
 
 @contextmanager
@@ -41,39 +51,51 @@ def _handlers_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _init(settings: Settings) -> None:
+def _init(settings: Settings, logs: Path) -> None:
     if settings.ray_address:
         ray.init(address=settings.ray_address, log_to_driver=False)
         return
-    _remove_leftovers()
+    # Socket paths are limited to 107 bytes, so the directory must be short.
+    directory = Path(tempfile.mkdtemp(prefix=f"{_TEMP_PREFIX}{os.getpid()}-"))
+    (directory / _LOGS).symlink_to(logs.absolute())
     # Ray asks for a token; without this one it would write its own to the user's home, readable by all.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        object_store_memory=_OBJECT_STORE_BYTES,
-        # Socket paths are limited to 107 bytes, so the directory must be short.
-        _temp_dir=tempfile.mkdtemp(prefix=f"{_TEMP_PREFIX}{os.getpid()}-"),
-        log_to_driver=False,
-    )
+    try:
+        ray.init(
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=str(directory),
+            log_to_driver=False,
+        )
+    except Exception as error:  # of any class: a process of Ray's died, or was too slow for Ray
+        raise RaySystemError(f"Ray did not start: {error}") from error
 
 
-def stop_ray(logs: Path) -> None:
-    """Leave the cluster, or stop the embedded one; what its engines printed goes to the directory `logs`."""
+def stop_ray() -> None:
+    """Leave the cluster, or stop the embedded one and keep what its engines printed."""
     ray.shutdown()
     for directory in Path(tempfile.gettempdir()).glob(f"{_TEMP_PREFIX}{os.getpid()}-*"):
-        logs.mkdir(parents=True, exist_ok=True)
-        for path in directory.glob("session_2*/logs/worker-*"):
-            shutil.copy2(path, logs / path.name)
-        shutil.rmtree(directory, ignore_errors=True)
+        _remove(directory)
 
 
 def _remove_leftovers() -> None:
-    """Remove what runs that were killed left: their processes ended with them, their directories did not."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{_TEMP_PREFIX}*-*"):
-        pid = directory.name.removeprefix(_TEMP_PREFIX).partition("-")[0]
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(directory, ignore_errors=True)
+    """Remove what runs that were killed left: processes ended with them, directories and shared memory did not."""
+    for directory in orphans(Path(tempfile.gettempdir()), re.compile(rf"{_TEMP_PREFIX}(\d+)-")):
+        _remove(directory)
+    for path in orphans():
+        path.unlink(missing_ok=True)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory of Ray's, and copy what its engines printed to the run's logs, if the run is still there."""
+    logs = (directory / _LOGS).resolve()
+    with suppress(OSError):  # a full disk must not stop a run that starts or hide why one ended
+        if logs.parent.is_dir():
+            logs.mkdir(exist_ok=True)
+            for path in directory.glob("session_2*/logs/worker-*"):
+                shutil.copy2(path, logs / path.name)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _allocator() -> dict[str, str]:

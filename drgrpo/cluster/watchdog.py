@@ -6,6 +6,7 @@ keep its device memory.
 
 import faulthandler
 import os
+import signal
 import sys
 import threading
 import time
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _INTERVAL_S = 1.0
+_FAREWELL_S = 10.0
+"""A process that hangs stays for so long after its stacks, so that its peers print theirs before it breaks them off."""
 
 
 def watch(*pids: int) -> None:
@@ -24,14 +27,17 @@ def watch(*pids: int) -> None:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Print the stacks of all threads and end the process when the block takes longer.
+    """Print the stacks of all threads when the block takes longer, and end the process ten seconds later.
 
-    A thread in C does it, so it works while Python hangs in a collective; the flow then sees a lost engine.
+    A thread in C prints and the kernel's SIGALRM ends, so both work while Python hangs in a collective; the flow then
+    sees a lost engine.
     """
-    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
+    faulthandler.dump_traceback_later(seconds, file=sys.__stderr__ or sys.stderr)
+    signal.setitimer(signal.ITIMER_REAL, seconds + _FAREWELL_S)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
 
 

@@ -21,6 +21,7 @@ REFUSED = 2
 
 _PROJECT = Path(__file__).parents[2]
 _TICK_S = 2.0
+_GRACE_S = 15.0
 _TAIL_BYTES = 4000
 
 
@@ -32,11 +33,13 @@ class ArmProcesses:
     """Starts processes and waits for them; leaving the block ends those that still run.
 
     Args:
-        grace_s: From SIGTERM to SIGKILL of the whole process group, seconds.
+        notice_s: From SIGTERM to SIGKILL of the whole process group, seconds, if that is more than the grace of 15 that
+            an arm gets in any case.
+        is_cancelled: Whether a person cancels the comparison: then the notice counts for nothing.
     """
 
-    def __init__(self, *, grace_s: float) -> None:
-        self._grace_s = grace_s
+    def __init__(self, *, notice_s: float, is_cancelled: Callable[[], bool]) -> None:
+        self._notice_s, self._is_cancelled = notice_s, is_cancelled
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._is_over = False
@@ -44,8 +47,11 @@ class ArmProcesses:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if self._is_cancelled() or isinstance(error, KeyboardInterrupt):
+            self.stop(signal.SIGINT, _GRACE_S)  # which an arm does not hold up for a checkpoint
+        else:
+            self.stop(signal.SIGTERM, max(_GRACE_S, self._notice_s))
 
     def run(
         self, job: Mapping[str, Any], *, environment: Mapping[str, str], log: Path, on_tick: Callable[[float], None]
@@ -72,14 +78,14 @@ class ArmProcesses:
                 self._running.discard(process)
             on_tick(time.monotonic() - started)
 
-    def stop(self) -> None:
-        """End every process with SIGTERM, what is left of it after the grace with SIGKILL, and start none any more."""
+    def stop(self, number: signal.Signals, grace_s: float) -> None:
+        """End every process with a signal, what is left of it after the grace with SIGKILL, and start none any more."""
         with self._lock:
             self._is_over = True
             running = [process for process in self._running if process.poll() is None]
         for process in running:
-            process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + self._grace_s
+            process.send_signal(number)
+        deadline = time.monotonic() + grace_s
         for process in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=max(0.0, deadline - time.monotonic()))

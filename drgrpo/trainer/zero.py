@@ -6,7 +6,6 @@ accumulation is ours: the boundary is set by hand, so the number of micro-batche
 
 import os
 import socket
-from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -16,6 +15,7 @@ from deepspeed.constants import default_pg_timeout
 from deepspeed.utils import set_z3_leaf_modules
 
 from drgrpo.config.sections import OptimizerConfig, TrainerConfig
+from drgrpo.leftovers import buffer_owner, reduce_buffer
 from drgrpo.trainer.policy import Policy
 
 # Below this many elements a parameter stays gathered on every rank. With one rank there is nothing to partition.
@@ -25,26 +25,31 @@ _PERSIST_SMALL = 10**5
 
 def init_process_group(rank: int, world_size: int, address: str, port: int, device: torch.device) -> None:
     """Join the trainer's process group; `address:port` is rank 0's."""
+    store = _rendezvous(rank, world_size, address, port)
+    owner = _pid_of_rank_0(store, rank)
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK="0",  # each rank sees the device of its place alone, as the first
         WORLD_SIZE=str(world_size),
         LOCAL_SIZE=str(world_size),  # read on CPU alone, where all ranks are on one machine
-        MASTER_ADDR=address,
+        MASTER_ADDR=buffer_owner(owner),  # nobody connects to it: the ranks have their store
         MASTER_PORT=str(port),
     )
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,
-        store=_rendezvous(rank, world_size, address, port),
+        store=store,
         rank=rank,
         world_size=world_size,
         timeout=default_pg_timeout,
         device_id=device if device.type == "cuda" and world_size > 1 else None,
     )
-    deepspeed.init_distributed(backend)  # finds the group
-    if device.type == "cpu":
-        _unlink_shared_buffer(rank, address, port)
+    try:
+        deepspeed.init_distributed(backend)  # finds the group
+        if device.type == "cpu":
+            dist.barrier()  # every rank has mapped the buffers of all by now
+    finally:
+        reduce_buffer(owner, port, rank).unlink(missing_ok=True)  # else its 66 MB outlive the process
 
 
 def _rendezvous(rank: int, world_size: int, address: str, port: int) -> dist.TCPStore:
@@ -55,10 +60,10 @@ def _rendezvous(rank: int, world_size: int, address: str, port: int) -> dist.TCP
     return dist.TCPStore(address, port, world_size, is_master=True, master_listen_fd=listener.detach())
 
 
-def _unlink_shared_buffer(rank: int, address: str, port: int) -> None:
-    """Remove the name of DeepSpeed's all-reduce buffer, 66 MB of shared memory that would outlive the process."""
-    dist.barrier()  # every rank has mapped it by now
-    Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
+def _pid_of_rank_0(store: dist.TCPStore, rank: int) -> int:
+    if rank == 0:
+        store.set("pid", str(os.getpid()))
+    return int(store.get("pid"))
 
 
 def zero_config(dtype: str, *, optimizer: OptimizerConfig, trainer: TrainerConfig, world_size: int) -> dict[str, Any]:

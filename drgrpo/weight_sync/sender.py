@@ -38,8 +38,10 @@ class Sender:
         if sampler is not None:
             # Each tensor starts on a 256-byte boundary.
             self.staging = StagingBuffer(self.max_numel * itemsize + 256 * len(self.weights), device)
-            sampler.open_staging(self.staging.handle)
-            self.staging.unlink()
+            try:
+                sampler.open_staging(self.staging.handle)
+            finally:
+                self.staging.unlink()
 
     def push(self, policy_version: int) -> None:
         """Bring the sampler to this policy; a collective over the trainer's ranks."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SHARED_MEMORY = Path("/dev/shm")
+from drgrpo.leftovers import SHARED_MEMORY, staging_prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +36,14 @@ class StagingBuffer:
             self.tensor = torch.empty(nbytes, dtype=torch.uint8, device=device)
             self.handle = _export_cuda(self.tensor)
         else:
-            descriptor, path = tempfile.mkstemp(prefix="drgrpo-staging-", dir=_SHARED_MEMORY)
+            descriptor, path = tempfile.mkstemp(prefix=staging_prefix(), dir=SHARED_MEMORY)
             os.ftruncate(descriptor, nbytes)
             self.tensor = _map(descriptor, nbytes)
             os.close(descriptor)
             self.handle = {"transport": "shared_memory", "path": path, "nbytes": nbytes}
 
     def unlink(self) -> None:
-        """Remove the name once the sampler has mapped the memory, so that no crash leaves it behind."""
+        """Remove the name once the sampler has mapped the memory, or never will; a later crash then leaves nothing."""
         if "path" in self.handle:
             Path(self.handle["path"]).unlink(missing_ok=True)
 

@@ -52,7 +52,7 @@ from drgrpo.cluster.process import Process
 from drgrpo.cluster.runtime import start_ray, stop_ray
 from drgrpo.settings import Settings
 from tests.engines.test_listening import listening
-start_ray(Settings(device="cpu"))
+start_ray(Settings(device="cpu"), Path(sys.argv[1]))
 actor = ray.remote(Process).options(num_cpus=0).remote("collections.Counter", 0, 60.0)
 ray.get(actor.ping.remote())
 print("addresses", *sorted(set(listening(os.getpid()))))
@@ -61,7 +61,7 @@ others = {{name: value for name, value in os.environ.items() if not name.startsw
 for token in ("0" * 64, os.environ["RAY_AUTH_TOKEN"]):
     environment = {{**others, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}}
     subprocess.run([sys.executable, "-c", {_VISITOR!r}, address], env=environment, timeout=120)
-stop_ray(Path(sys.argv[1]))
+stop_ray()
 """
 
 

@@ -3,22 +3,25 @@
 import hashlib
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from drgrpo.report import read_history
 from drgrpo.tables import find_table, read_table
+from tests.faults.victims import processes
 
 ROOT = Path(__file__).parents[2]
 
 Blow = Callable[[str, int], None]
-"""Called with the stage that begins and the policy version; it may kill something."""
+"""Called with the stage that begins and the policy version; it may kill something. The stage waits for its return."""
 
 
 @dataclass
@@ -28,7 +31,7 @@ class Ended:
     root: Path
     run_id: str
     num_processes: int
-    outputs: list[str] = field(default_factory=list)
+    stages: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def directory(self) -> Path:
@@ -76,27 +79,62 @@ def environment(root: Path, **more: str) -> dict[str, str]:
     return {**os.environ, "DRGRPO_ROOT": str(root), "DRGRPO_DEVICE": "cpu", "PYTHONPATH": str(ROOT), **more}
 
 
-def run_to_the_end(root: Path, overrides: dict[str, Any], blow: Blow, *, max_processes: int = 50) -> Ended:
-    """Run the flow, as often as its process dies, until it ends by itself. Raises AssertionError when it fails."""
-    run_id, outputs = "", []
-    for count in range(1, max_processes + 1):
-        log = root / f"flow-{count}.log"
-        with log.open("w") as errors:
-            job = json.dumps({"overrides": overrides, "resume_from": run_id})
-            process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "tests.faults.flow_process", job],
-                cwd=ROOT, env=environment(root, DRGRPO_MAX_RESTARTS="20"), text=True,
-                stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
-            )  # fmt: skip
-        assert process.stdout is not None
+@dataclass
+class Attempt:
+    """One process of a flow that has ended.
+
+    Attributes:
+        status: Exit status, minus the signal's number where one ended it.
+        run_id: Of the run that it worked on.
+        stages: (stage, policy version) of each stage that it began.
+        output: What it printed besides.
+    """
+
+    status: int
+    run_id: str
+    stages: list[tuple[str, int]]
+    output: str
+
+
+def run_once(root: Path, overrides: dict[str, Any], blow: Blow, run_id: str = "") -> Attempt:
+    """Run the flow in one process, on `run_id` if there is one. If `blow` raises, all that runs is killed."""
+    log = root / f"flow-{len(list(root.glob('flow-*.log'))) + 1}.log"
+    with log.open("w") as errors:
+        job = json.dumps({"overrides": overrides, "resume_from": run_id})
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "tests.faults.flow_process", job],
+            cwd=ROOT, env=environment(root, DRGRPO_MAX_RESTARTS="20"), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
+        )  # fmt: skip
+    stages: list[tuple[str, int]] = []
+    try:
+        assert process.stdin is not None and process.stdout is not None
         for line in process.stdout:
             if line.startswith("stage "):
                 _, stage, version, run_id = line.split()
-                blow(stage, int(version))
-        outputs.append(log.read_text())
-        if process.wait() == 0:
-            return Ended(root, run_id, count, outputs)
-        assert process.returncode == -9, f"{process.returncode}: {outputs[-1][-6000:]}"
+                stages.append((stage, int(version)))
+                blow(*stages[-1])
+                with suppress(BrokenPipeError):  # the blow may have hit the flow
+                    process.stdin.write("go on\n")
+                    process.stdin.flush()
+        return Attempt(process.wait(), run_id, stages, log.read_text())
+    except BaseException:
+        for _, left in processes(root):
+            left.kill()
+        raise
+
+
+def run_to_the_end(
+    root: Path, overrides: dict[str, Any], blow: Blow, run_id: str = "", *, max_processes: int = 50
+) -> Ended:
+    """Run the flow, as often as its process is killed, until it ends by itself. Raises AssertionError when it fails."""
+    attempts: list[Attempt] = []
+    while len(attempts) < max_processes:
+        attempts.append(run_once(root, overrides, blow, run_id))
+        status, run_id = attempts[-1].status, attempts[-1].run_id
+        if status == 0:
+            return Ended(root, run_id, len(attempts), [stage for attempt in attempts for stage in attempt.stages])
+        assert status == -signal.SIGKILL, f"{status}: {attempts[-1].output[-6000:]}"
     raise AssertionError(f"the run died {max_processes} times")
 
 

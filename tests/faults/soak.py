@@ -4,7 +4,7 @@
 
 Runs of the tiny model on real engines follow each other until there were so many kills. Each has to end with the
 weights and samples of an undisturbed run, with every step and every MLflow point once, and must leave no process, and
-nothing in shared memory.
+nothing in shared memory. Victims are the processes of the run; what serves it is in test_service_deaths.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from deployments.environment import DEFAULTS
 from tests.faults.disturbed import ROOT, check_same, run_to_the_end
 from tests.faults.victims import VICTIMS, kill, left_behind, shared_memory
 
-STAGES = ("restore", "sync", "rollout", "reward", "advantage", "update", "evaluate", "checkpoint")
+STAGES = ("start", "sync", "rollout", "reward", "advantage", "update", "evaluate", "checkpoint")
 KILLS_PER_RUN = 5
 
 
@@ -50,13 +51,14 @@ class Executioner:
     def __call__(self, stage: str, version: int) -> None:
         if self.left and self.chance.random() < 0.25:
             self.left -= 1
-            delay, victim = self.chance.uniform(0, 0.6), self.chance.choice(VICTIMS)
+            delay = self.chance.uniform(0, 8.0 if stage == "start" else 0.6)
+            victim = self.chance.choice(VICTIMS)
             threading.Timer(delay, self._kill, (victim, stage, version)).start()
 
     def _kill(self, victim: str, stage: str, version: int) -> None:
         if kill(self.root, victim) is not None:
             self.kills.append({"victim": victim, "stage": stage, "policy_version": version})
-        else:  # graders come and go
+        else:  # graders come and go, and while the engines start not all are there
             self.left += 1
 
 
@@ -77,7 +79,9 @@ def soak(num_kills: int, seed: int) -> dict[str, Any]:
             runs.append({"kills": blow.kills, "processes": run.num_processes, "seconds": time.monotonic() - begun})
             print(f"run {len(runs)}: {len(blow.kills)} kills, {run.num_processes} processes, "
                   f"{runs[-1]['seconds']:.0f} s, same weights", flush=True)  # fmt: skip
-    return {"seed": seed, "kills": done, "seconds": time.monotonic() - started, "runs": runs}
+    kills = Counter(kill["stage"] for run in runs for kill in run["kills"])
+    stages = {stage: kills[stage] for stage in STAGES}
+    return {"seed": seed, "kills": done, "seconds": time.monotonic() - started, "stages": stages, "runs": runs}
 
 
 def _root(folder: str, name: str) -> Path:
@@ -113,6 +117,7 @@ def main() -> None:
         os.environ["PREFECT_API_URL"] = str(PREFECT_API_URL.value())
         result = soak(options.kills, options.seed)
     print(f"{result['kills']} kills in {len(result['runs'])} runs, {result['seconds'] / 60:.0f} minutes")
+    print("kills by stage:", ", ".join(f"{stage} {count}" for stage, count in result["stages"].items()))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
 

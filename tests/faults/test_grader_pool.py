@@ -57,16 +57,16 @@ def test_an_empty_batch_has_no_grades_and_the_answer_mode_arrives() -> None:
 def test_a_grader_that_hangs_costs_its_own_sample_only(hang: str) -> None:
     completions = ["good"] * 30
     completions[7] = completions[20] = hang
-    with _pool(timeout_s=1.0) as pool:
+    with _pool(timeout_s=3.0) as pool:
         start = time.monotonic()
         grades = pool.grade(_items(*completions))
         elapsed = time.monotonic() - start
         again = pool.grade(_items("good"))
     assert [index for index, grade in enumerate(grades) if grade.status == "timeout"] == [7, 20]
     assert [grade.reward for grade in grades] == [float(completion == "good") for completion in completions]
-    assert grades[7].message == "the grader took over 1 s" and grades[7].per_function == {f"{MODULE}:trouble": 0.0}
+    assert grades[7].message == "the grader took over 3 s" and grades[7].per_function == {f"{MODULE}:trouble": 0.0}
     assert again[0].status == "ok"
-    assert elapsed < 10
+    assert 3 < elapsed < 30
 
 
 CRASHES = [
@@ -130,10 +130,10 @@ def test_100_000_characters_cost_one_sample(functions: dict[str, float], answer_
     long = [unit * (100_000 // len(unit)) for unit in ("7", "\\frac{", "9^", "\ud800")]
     long += [f"\\boxed{{{text[:99_990]}}}" for text in long[1:3]]
     completions = [text for pair in zip(long, [r"\boxed{18}"] * 6, strict=True) for text in pair]
-    with _pool(functions, timeout_s=1.5, answer_mode=answer_mode) as pool:
+    with _pool(functions, timeout_s=3.0, answer_mode=answer_mode) as pool:
         start = time.monotonic()
         grades = pool.grade(_items(*completions))
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 60
     assert [grade.status for grade in grades[1::2]] == ["ok"] * 6
     assert all(
         grade.per_function.get("gsm8k", 0.0) == grade.per_function.get("math", 0.0) == 0 for grade in grades[::2]
@@ -142,29 +142,34 @@ def test_100_000_characters_cost_one_sample(functions: dict[str, float], answer_
 
 def test_a_power_tower_in_a_box_costs_its_own_sample_of_the_math_reward() -> None:
     tower = r"\boxed{9^{9^{9^{9}}}}"
-    with _pool({"math": 1.0}, timeout_s=2.0) as pool:
+    with _pool({"math": 1.0}, timeout_s=4.0) as pool:
         grades = pool.grade(_items(r"\boxed{18}", tower, r"\boxed{18}"))
     assert [grade.reward for grade in grades] == [1.0, 0.0, 1.0]
 
 
 def test_the_limit_holds_per_completion_not_per_chunk() -> None:
-    with _pool(num_workers=1, timeout_s=1.0) as pool:
-        assert _statuses(pool.grade(_items(*["sleep 0.3"] * 5))) == ["ok"] * 5
+    with _pool(num_workers=1, timeout_s=3.0) as pool:
+        assert _statuses(pool.grade(_items(*["sleep 0.7"] * 5))) == ["ok"] * 5
 
 
 SLOW_START = """
-import time
-time.sleep(0.8)
+import os, time
+from pathlib import Path
+starts = Path(__file__).with_name("starts.txt")
+with starts.open("a") as file:
+    file.write(f"{os.getpid()}\\n")
+time.sleep(600 if len(starts.read_text().split()) in SLOW else 3)
 def grade(completion, answer):
     while completion == "hang": pass
     return 1.0
 """
 
 
-def _slow_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> GraderPool:
-    (path / "slow_start.py").write_text(SLOW_START)
+def _slow_start(path: Path, monkeypatch: pytest.MonkeyPatch, *slow: int) -> GraderPool:
+    """One worker that takes longer to start than it may to grade; the starts numbered `slow` never come to an end."""
+    (path / "slow_start.py").write_text(SLOW_START.replace("SLOW", repr(slow)))
     monkeypatch.syspath_prepend(str(path))
-    return _pool({"slow_start:grade": 1.0}, num_workers=1, timeout_s=0.5)
+    return _pool({"slow_start:grade": 1.0}, num_workers=1, timeout_s=2.5)
 
 
 def test_starting_a_worker_does_not_count_against_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,12 +178,21 @@ def test_starting_a_worker_does_not_count_against_the_limit(tmp_path: Path, monk
 
 
 def test_a_worker_killed_while_it_starts_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with _slow_start(tmp_path, monkeypatch) as pool:
-        os.kill(pool.worker_pids[0], signal.SIGKILL)
-        threading.Timer(0.4, lambda: os.kill(pool.worker_pids[0], signal.SIGKILL)).start()
-        start = time.monotonic()
+    starts = tmp_path / "starts.txt"
+    with _slow_start(tmp_path, monkeypatch, 2) as pool:
+        first = pool.worker_pids[0]
+
+        def kill_the_second() -> None:
+            while len(pids := starts.read_text().splitlines()) < 2:
+                time.sleep(0.05)
+            os.kill(int(pids[1]), signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_the_second)
+        os.kill(first, signal.SIGKILL)
+        killer.start()
         assert _statuses(pool.grade(_items("good"))) == ["ok"]
-        assert time.monotonic() - start > 0.4 + 0.8
+        killer.join()
+        assert pool.worker_pids == [int(starts.read_text().split()[2])] != [first]
 
 
 def test_a_module_that_ends_its_process_on_import_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,28 +213,35 @@ def test_a_worker_killed_from_outside_costs_nothing_the_first_time(tmp_path: Pat
     assert _statuses(after) == ["ok"] * 10
 
 
-def test_workers_killed_again_and_again_from_outside_lose_no_sample() -> None:
-    with _pool() as pool:
+def test_workers_killed_again_and_again_from_outside_lose_no_sample(tmp_path: Path) -> None:
+    completions = ["good"] * 40
+    marks = {position: tmp_path / str(position) for position in (0, 7, 20, 39)}  # each dies once while it is graded
+    for position, mark in marks.items():
+        completions[position] = f"mortal {mark}"
+    with _pool(timeout_s=100.0) as pool:
         result: list[Grade] = []
-        grading = threading.Thread(target=lambda: result.extend(pool.grade(_items(*["sleep 0.05"] * 40))))
+        grading = threading.Thread(target=lambda: result.extend(pool.grade(_items(*completions))))
         grading.start()
-        for _ in range(3):
-            time.sleep(0.3)
-            for pid in pool.worker_pids[:1]:
-                os.kill(pid, signal.SIGKILL)
+        alive = set(marks.values())
+        while alive and grading.is_alive():
+            for mark in [mark for mark in alive if mark.exists()]:
+                os.kill(int(mark.read_text()), signal.SIGKILL)
+                alive.remove(mark)
+            time.sleep(0.02)
         grading.join()
-    assert _statuses(result) == ["ok"] * 40
+    assert alive == set()
+    assert _statuses(result) == ["ok"] * 40 and [grade.reward for grade in result] == [1.0] * 40
 
 
 def test_a_stopped_worker_is_a_timeout_like_any_hang() -> None:
-    with _pool(num_workers=1, timeout_s=0.5) as pool:
+    with _pool(num_workers=1, timeout_s=3.0) as pool:
         os.kill(pool.worker_pids[0], signal.SIGSTOP)
         grades = pool.grade(_items("good", "good"))
     assert _statuses(grades) == ["timeout", "ok"]
 
 
 def test_no_process_is_left_after_close_nor_what_a_grader_started(tmp_path: Path) -> None:
-    pool = _pool(timeout_s=1.0)
+    pool = _pool(timeout_s=4.0)
     path = tmp_path / "pid"
     assert _statuses(pool.grade(_items(f"spawn {path}"))) == ["timeout"]
     pids = [*pool.worker_pids, int(path.read_text())]
@@ -285,12 +306,17 @@ def test_a_function_gets_the_columns_that_it_names_or_all_of_them() -> None:
         assert pool.grade([item])[0].reward == 2.0
 
 
+def _cpu_seconds() -> float:
+    """Of this process and of its children that have ended, which other work on the machine hardly changes."""
+    return math.fsum(os.times()[:4])
+
+
 def test_10_000_trivial_completions_take_seconds() -> None:
+    start = _cpu_seconds()
     with _pool({"gsm8k": 1.0}) as pool:
-        start = time.monotonic()
         grades = pool.grade(_items(*[r"\boxed{18}"] * 10_000))
     assert math.fsum(grade.reward for grade in grades) == 10_000
-    assert time.monotonic() - start < 10  # About 1 s on two idle cores.
+    assert _cpu_seconds() - start < 10  # about 2 s
 
 
 def test_mistaken_functions_are_all_named_before_anything_starts() -> None:

@@ -3,10 +3,10 @@
 Everything is real: a server, a worker, MLflow over HTTP, the engines on the tiny model.
 """
 
-import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +20,8 @@ from deployments.service import answers
 from deployments.services import Services
 from drgrpo.report import read_history
 from drgrpo.settings import Settings, resolved
-from tests.faults.disturbed import Ended, check_same, run_to_the_end
-from tests.faults.victims import kill, left_behind
+from tests.faults.disturbed import Ended, check_same, run_once, run_to_the_end
+from tests.faults.victims import find, kill, left_behind
 from tests.flows.test_deployments import Server, machine
 
 pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(1200)]
@@ -53,9 +53,11 @@ class Machine:
         with (self.root / "worker.log").open("a") as log:
             self.worker = subprocess.Popen(command, env=variables | tracking, stdout=log, stderr=log)
 
-    def start_run(self, overrides: dict[str, Any]) -> str:
-        """Id of a new flow run."""
+    def start_run(self, overrides: dict[str, Any], **variables: str) -> str:
+        """Id of a new flow run, whose process has further environment variables."""
         body = {"parameters": {"overrides": overrides}, "state": {"type": "SCHEDULED"}}
+        if variables:
+            body["job_variables"] = {"env": variables}
         return str(self.server.create_flow_run(DEPLOYMENT, body))
 
     def state(self, run_id: str) -> str:
@@ -151,15 +153,17 @@ def test_a_run_outlives_mlflow_the_server_its_own_process_and_its_worker(
     assert left_behind(served.root) == []
 
 
+@pytest.mark.parametrize("notice_s", ["0", "120"])
 def test_a_cancelled_run_is_gone_within_20_seconds_and_goes_on_when_it_is_retried(
-    served: Machine, overrides: dict[str, Any], undisturbed: Ended
+    served: Machine, overrides: dict[str, Any], undisturbed: Ended, notice_s: str
 ) -> None:
-    run_id = served.start_run(overrides)
+    run_id = served.start_run(overrides, DRGRPO_PREEMPTION_NOTICE_S=notice_s)
     served.wait_for_steps(run_id, 2)
     started = time.monotonic()
     served.server.ask(f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
     served.wait_for_state(run_id, "CANCELLED", "CRASHED", "FAILED", "COMPLETED")
     assert left_behind(served.root, timeout_s=20) == []
+    assert list((served.root / ".drgrpo" / "runs" / run_id / "checkpoints").glob("step-00000[1245]")) == []
     seconds = time.monotonic() - started
     print(f"cancelled after {seconds:.1f} s")
     assert served.state(run_id) == "CANCELLED" and served.steps_done(run_id) < 8
@@ -186,24 +190,25 @@ def test_two_runs_that_want_the_same_machine_queue(served: Machine, overrides: d
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.usefixtures("server_address")
-def test_ctrl_c_and_sigterm_end_a_run_within_20_seconds(
-    tmp_path: Path, overrides: dict[str, Any], number: signal.Signals
+def test_ctrl_c_and_sigterm_end_a_run_within_20_seconds_and_it_goes_on_when_it_is_resumed(
+    tmp_path: Path, overrides: dict[str, Any], undisturbed: Ended, number: signal.Signals
 ) -> None:
     at: list[float] = []
 
     def blow(stage: str, version: int) -> None:
-        if (stage, version) == ("update", 1):
-            (flow,) = [p for kind, p in _flows(tmp_path) if kind == "flow"]
-            os.kill(flow, number)
-            at.append(time.monotonic())
+        if (stage, version) == ("reward", 1):
+            flow = find(tmp_path, "flow")
+            assert flow is not None
+            threading.Timer(1.0, end, [flow]).start()  # grading takes more than two seconds
 
-    with pytest.raises(AssertionError):  # the process ended otherwise than by itself
-        run_to_the_end(tmp_path, overrides, blow)
+    def end(flow: psutil.Process) -> None:
+        flow.send_signal(number)
+        at.append(time.monotonic())
+
+    ended = run_once(tmp_path, overrides, blow)
     assert left_behind(tmp_path, timeout_s=20) == []
     assert time.monotonic() - at[0] < 20
-
-
-def _flows(root: Path) -> Iterator[tuple[str, int]]:
-    from tests.faults.victims import processes
-
-    yield from ((kind, process.pid) for kind, process in processes(root))
+    assert ended.status == -number and ended.stages[-1] == ("reward", 1), ended.output[-6000:]
+    run = Ended(tmp_path, ended.run_id, 1)
+    assert run.status() == [("KILLED",)] and run.steps() == [0]
+    check_same(run_to_the_end(tmp_path, overrides, lambda stage, version: None, ended.run_id), undisturbed)

@@ -2,11 +2,15 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from drgrpo.leftovers import orphans
 
 ENGINES = ("trainer-0", "trainer-1", "rollout-0", "host-0")
 VICTIMS = (*ENGINES, "grader", "raylet", "gcs_server", "flow")
@@ -38,13 +42,16 @@ def _kind(environment: dict[str, str], command: list[str]) -> str:
     return environment.get("DRGRPO_ENGINE", "other") if "ray::" in line else "other"
 
 
+def find(root: Path, kind: str) -> psutil.Process | None:
+    """The first process of that kind."""
+    return next((process for found, process in processes(root) if found == kind), None)
+
+
 def kill(root: Path, kind: str) -> int | None:
     """kill -9 of the first process of that kind; its id, or None when there is none."""
-    for found, process in processes(root):
-        if found == kind:
-            process.send_signal(signal.SIGKILL)
-            return process.pid
-    return None
+    if process := find(root, kind):
+        process.send_signal(signal.SIGKILL)
+    return process and process.pid
 
 
 def left_behind(root: Path, timeout_s: float = 30.0) -> list[str]:
@@ -57,6 +64,50 @@ def left_behind(root: Path, timeout_s: float = 30.0) -> list[str]:
     return []
 
 
+def kill_grader_at_work(root: Path, timeout_s: float = 60.0) -> int | None:
+    """kill -9 of a grader's worker in the middle of a completion, of which `slow_parity` leaves a mark; its id."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        for mark in root.glob("grading-*"):
+            pid = int(mark.name.removeprefix("grading-"))
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                if mark.exists():  # it can end this completion no more
+                    return pid
+        time.sleep(0.01)
+    return None
+
+
+def listening(root: Path) -> set[int]:
+    """Ports on which processes of the run listen."""
+    ports: set[int] = set()
+    for kind, process in processes(root):
+        with suppress(psutil.Error):
+            sockets = process.net_connections("inet") if kind != "service" else []
+            ports |= {found.laddr.port for found in sockets if found.status == psutil.CONN_LISTEN}
+    return ports
+
+
+def taken(ports: set[int], timeout_s: float = 30.0) -> set[int]:
+    """Those of the ports that cannot be had after at most `timeout_s` seconds."""
+    deadline = time.monotonic() + timeout_s
+    while left := {port for port in ports if not _is_free(port)}:
+        if time.monotonic() > deadline:
+            return left
+        time.sleep(0.5)
+    return set()
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 def shared_memory() -> set[str]:
-    """Names in shared memory."""
-    return set(os.listdir("/dev/shm"))
+    """Names in shared memory that processes of runs left which are gone."""
+    return {path.name for path in orphans()}

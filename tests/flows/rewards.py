@@ -1,6 +1,8 @@
 """A reward for random models: half of what they write earns it, so that nearly every group carries a signal."""
 
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -10,6 +12,9 @@ def parity(completion: str, answer: str, **problem: Any) -> float:
 
 
 def slow_parity(completion: str, answer: str, **problem: Any) -> float:
-    """`parity`, after a while: a step of 16 completions takes some seconds."""
+    """`parity`, after a while: a step of 16 completions takes some seconds. A mark says who is at work."""
+    mark = Path(os.environ["DRGRPO_ROOT"]) / f"grading-{os.getpid()}"
+    mark.touch()
     time.sleep(0.3)
+    mark.unlink()
     return parity(completion, answer, **problem)

@@ -209,9 +209,9 @@ def test_every_mistake_of_every_arm_is_told_before_anything_starts(
     assert not (fakes / "calls.jsonl").exists() and not (machine / ".drgrpo" / "runs").exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(("how", "notice_s"), [(signal.SIGTERM, 0), (signal.SIGINT, 300), (signal.SIGKILL, 0)])
 def test_the_end_of_a_comparison_is_the_end_of_its_arms(
-    how: signal.Signals, fakes: Path, options: Options, machine: Path
+    how: signal.Signals, notice_s: int, fakes: Path, options: Options, machine: Path
 ) -> None:
     goes_wrong(fakes, "plain-1", "update-1", "hang")
     code = f"""
@@ -223,6 +223,7 @@ from flows.compare import compare
 compare(TrainConfig(), {ARMS!r}, [1], {options()!r})
 """
     variables = get_current_settings().to_environment_variables(exclude_unset=True)
+    variables["DRGRPO_PREEMPTION_NOTICE_S"] = str(notice_s)  # which Ctrl-C does not wait for
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **variables})
     try:
         wait_until(lambda: process.poll() is not None or ("plain-1", "update-1") in calls(fakes), 120)

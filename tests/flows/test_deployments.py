@@ -1,5 +1,6 @@
 """The deployments on a real Prefect server, and the whole of `make serve` from start to Ctrl-C."""
 
+import base64
 import json
 import os
 import signal
@@ -51,6 +52,8 @@ class Server:
 
     def __init__(self, environment):
         self.url, self.variables = environment.api_url, environment.variables
+        login = base64.b64encode(environment.auth.encode()).decode()
+        self.headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
 
     def ask(self, path, body=None, method=None):
         """(status, answer), asked again while SQLite is busy (503), as Prefect's own client does."""
@@ -64,8 +67,7 @@ class Server:
     def ask_once(self, path, body, method):
         """(status, answer)."""
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.url}{path}", data=data, headers=headers, method=method)
+        request = urllib.request.Request(f"{self.url}{path}", data=data, headers=self.headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=30) as response:
                 return response.status, json.loads(response.read() or "null")
@@ -168,6 +170,33 @@ def test_an_override_keeps_the_deployments_configuration(server):
     assert flow_run["parameters"] == {**deployment["parameters"], **body["parameters"]}
 
 
+def test_the_server_answers_nobody_without_its_login_but_for_its_health(server):
+    def status(path, **headers):
+        request = urllib.request.Request(f"{server.url}{path}", headers=headers)
+        try:
+            return urllib.request.urlopen(request, timeout=30).status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    wrong = base64.b64encode(b"drgrpo:wrong").decode()
+    assert (status("/admin/version"), status("/admin/version", Authorization=f"Basic {wrong}")) == (401, 401)
+    assert status("/admin/version", Authorization=server.headers["Authorization"]) == 200
+    assert status("/health") == 200
+    settings = urllib.request.urlopen(server.url.removesuffix("/api") + "/ui-settings", timeout=30)
+    assert json.loads(settings.read())["auth"] == "BASIC"  # the UI asks for it
+
+
+def test_a_deployment_without_the_login_says_where_it_is(server):
+    strangers = {**server.variables, "PREFECT_API_AUTH_STRING": "drgrpo:wrong"}
+    command = [sys.executable, "-m", "deployments.deploy"]
+    done = subprocess.run(command, cwd=ROOT, env=strangers, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "the Prefect server refuses us without its login: set PREFECT_API_AUTH_STRING; "
+        "that of `make serve` is in .drgrpo/prefect-auth of its clone\n"
+    )
+
+
 def test_the_nightly_schedule_is_inactive(server):
     (schedule,) = server.deployment("drgrpo/gsm8k-nightly")["schedules"]
     assert (schedule["active"], schedule["schedule"]["cron"]) == (False, "0 2 * * *")
@@ -205,8 +234,17 @@ def test_serve_brings_up_everything_and_ctrl_c_leaves_nothing(tmp_path):
     try:
         wait_until(lambda: "Ctrl-C stops everything." in log.read_text() or serve.poll() is not None, 240)
         assert serve.poll() is None, log.read_text()
-        assert answers(f"http://127.0.0.1:{variables['PREFECT_SERVER_API_PORT']}/dashboard")
+        url = f"http://127.0.0.1:{variables['PREFECT_SERVER_API_PORT']}/api"
+        assert answers(url.removesuffix("api") + "dashboard")
         assert answers(variables["DRGRPO_MLFLOW_UI_URL"])
+        auth = (tmp_path / ".drgrpo" / "prefect-auth").read_text().strip()
+        told = log.read_text().splitlines()
+        assert f"Login     {auth}" in told
+        export = f"export PREFECT_API_AUTH_STRING=$(cat {tmp_path / '.drgrpo' / 'prefect-auth'})"
+        assert told[told.index(export) - 1] == f"export PREFECT_API_URL={url}"
+        commands = "\n".join([told[told.index(export) - 1], export, f"{sys.executable} -m prefect work-pool ls"])
+        shell = subprocess.run(["bash", "-c", commands], capture_output=True, text=True, check=False)
+        assert shell.returncode == 0 and "drgrpo" in shell.stdout, shell.stderr
     finally:
         serve.send_signal(signal.SIGINT)
     assert serve.wait(60) == 128 + signal.SIGINT

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from drgrpo.cluster.cluster import Cluster
 from drgrpo.config import TrainConfig
+from drgrpo.leftovers import orphans
 from drgrpo.origin import Origin
 from drgrpo.report import read_history
 from drgrpo.tables import find_table, read_table
@@ -117,12 +118,12 @@ def engine_processes() -> list[str]:
 
 
 def test_nothing_of_a_run_is_left_behind(root: Path, overrides: dict[str, Any], request: pytest.FixtureRequest) -> None:
-    shared_memory = set(os.listdir("/dev/shm"))
+    in_memory = set(orphans())
     assert engine_processes() == []
     request.getfixturevalue("finished")
     psutil.wait_procs(psutil.Process().children(recursive=True), timeout=3)
     assert engine_processes() == []
-    assert set(os.listdir("/dev/shm")) <= shared_memory
+    assert set(orphans()) <= in_memory
     assert list(Path(tempfile.gettempdir()).glob(f"drgrpo*-{os.getpid()}-*")) == []
 
 

@@ -3,14 +3,17 @@
 import errno
 import os
 import signal
+import socket
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.exceptions import TerminationSignal
 
 from drgrpo.checkpoints import best_checkpoint, checkpoint_path, find_checkpoints
@@ -260,6 +263,53 @@ def test_a_signal_with_notice_saves_a_checkpoint_first(
     call(overrides, resume_from=run_id)
     assert [c for c in script.calls if c.startswith("load")] == [f"load-step-{saved:06d}"]
     assert script.clusters[-1].policy == uninterrupted_policy(run_dir(machine, run_id))
+
+
+class Runner:
+    """Prefect's runner as a flow's process knows it: it announces a Cancel, waits for the answer, and sends SIGTERM."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.answer = b""
+        monkeypatch.setenv("PREFECT__CONTROL_PORT", str(self._listener.getsockname()[1]))
+        monkeypatch.setenv("PREFECT__CONTROL_TOKEN", "token")
+
+    def cancel(self) -> None:
+        with self._listener, self._listener.accept()[0] as connection:
+            assert connection.recv(100) == b"token\n"
+            connection.sendall(b"c")
+            connection.settimeout(5)
+            self.answer = connection.recv(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("notice_s", ["0", "120"])
+def test_a_cancel_ends_the_run_at_once_whatever_the_notice_and_prefect_calls_it_cancelled(
+    script: Script, options: Options, machine: Path, monkeypatch: pytest.MonkeyPatch, notice_s: str
+) -> None:
+    monkeypatch.setenv("DRGRPO_PREEMPTION_NOTICE_S", notice_s)
+    runner, note = Runner(monkeypatch), Script.note
+
+    def cancelled(script: Script, name: str) -> None:
+        note(script, name)
+        if name == "update-2":
+            runner.cancel()
+
+    monkeypatch.setattr(Script, "note", cancelled)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(TerminationSignal):
+            call(options(total_steps=4))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert runner.answer == b"a"  # without it Prefect would call the run crashed, and start it again
+    assert script.calls[-2:] == ["update-2", "close"]
+    (run_id,) = runs(machine)
+    assert find_checkpoints(run_dir(machine, run_id) / "checkpoints") == []
+    assert query(machine, "select status from runs") == [("KILLED",)]
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(UUID(run_id)).state
+    assert state is not None and state.name == "Cancelled"
 
 
 def test_a_signal_without_notice_stops_at_once(script: Script, options: Options, machine: Path) -> None:

@@ -51,6 +51,16 @@ def _exit_once(path: str) -> float:
     return 0.0
 
 
+def _wait_to_be_killed(path: str) -> float:
+    """The first time tells its process id in the file and waits; the next time all is well."""
+    if os.path.exists(path):
+        return 1.0
+    with open(f"{path}.partial", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(f"{path}.partial", path)
+    return _sleep(1000)
+
+
 ACTIONS: dict[str, Any] = {
     "good": lambda _: 1.0,
     "value": json.loads,
@@ -71,6 +81,7 @@ ACTIONS: dict[str, Any] = {
     "pid": lambda _: os.getpid(),
     "spawn": _spawn,
     "once": _exit_once,
+    "mortal": _wait_to_be_killed,
     "interrupted": lambda _: _interrupt(),
 }
 

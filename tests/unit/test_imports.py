@@ -26,6 +26,7 @@ PURE = (
     "health",
     "hub_model",
     "kl",
+    "leftovers",
     "loss",
     "metrics",
     "models",

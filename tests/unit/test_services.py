@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -75,6 +76,32 @@ def wait_until(condition, timeout_s=10.0):
         time.sleep(0.05)
 
 
+SECOND_SIGNAL = """
+import os, signal, sys
+from deployments import guard
+ignore = signal.signal
+def late(number, handler):
+    if handler is signal.SIG_IGN and not sent:  # one that comes just before signals are ignored
+        sent.append(number)
+        os.kill(os.getpid(), signal.SIGTERM)
+    return ignore(number, handler)
+sent = []
+guard.signal.signal = late
+sys.exit(guard.guard(os.getppid(), sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, None])
+def test_a_signal_while_a_guard_ends_does_not_stop_it_from_ending_all(marked, tmp_path, first):
+    command = ["bash", "-c", f"setsid sleep 1234 & touch {tmp_path / 'up'}; {'sleep 1234' if first else 'exit 0'}"]
+    guard = subprocess.Popen([sys.executable, "-c", SECOND_SIGNAL, *command], cwd=ROOT)
+    wait_until(lambda: (tmp_path / "up").exists(), timeout_s=60)
+    if first:
+        guard.send_signal(first)
+    assert guard.wait(60) == 128 + signal.SIGTERM
+    wait_until(lambda: not marked(), timeout_s=5)
+
+
 def guarded(*command):
     return [sys.executable, "-m", "deployments.guard", str(os.getpid()), *command]
 
@@ -130,6 +157,27 @@ def test_a_server_that_the_environment_names_is_used_with_the_users_own_files(tm
     assert "PREFECT_HOME" not in environment.variables
 
 
+def test_the_local_server_has_a_login_that_its_owner_alone_can_read_and_that_stays(tmp_path):
+    first, second = (read_environment({}, state_dir=tmp_path / ".drgrpo") for _ in range(2))
+    assert re.fullmatch(r"drgrpo:[0-9a-f]{32}", first.auth) and second.auth == first.auth
+    file = tmp_path / ".drgrpo" / "prefect-auth"
+    assert (file.stat().st_mode & 0o777, file.read_text()) == (0o600, f"{first.auth}\n")
+    for variable in ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"):
+        assert first.variables[variable] == first.auth
+    assert read_environment({}, state_dir=tmp_path / "other").auth != first.auth
+    command = f"{first.exports}\necho $PREFECT_API_URL $PREFECT_API_AUTH_STRING"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{first.api_url} {first.auth}\n" and first.auth not in first.exports
+
+
+def test_another_server_gets_the_login_that_the_environment_has_for_it(tmp_path):
+    named = {"PREFECT_API_URL": "http://there/api", "PREFECT_API_AUTH_STRING": "me:secret"}
+    environment = read_environment(named, state_dir=tmp_path)
+    assert (environment.auth, environment.login) == ("", "")
+    assert environment.variables["PREFECT_API_AUTH_STRING"] == "me:secret"
+    assert environment.exports == "export PREFECT_API_URL=http://there/api\n" and list(tmp_path.iterdir()) == []
+
+
 def test_an_empty_address_is_none(tmp_path):
     environment = read_environment({"PREFECT_API_URL": "", "PREFECT_SERVER_API_PORT": "4299"}, state_dir=tmp_path)
     assert environment.variables["PREFECT_API_URL"] == "http://127.0.0.1:4299/api"
@@ -153,7 +201,7 @@ def test_a_taken_port_is_named_with_its_remedy_and_nothing_starts(taken_port, tm
     environment = read_environment({"PREFECT_SERVER_API_PORT": str(taken_port)}, state_dir=tmp_path)
     with pytest.raises(ServiceError, match=f"port {taken_port}.*PREFECT_SERVER_API_PORT"):
         Services(environment, resolved(Settings(root=tmp_path))).start_server()
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["prefect-auth"]
 
 
 def test_a_named_server_that_does_not_answer_is_an_error(tmp_path):

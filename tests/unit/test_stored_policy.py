@@ -16,7 +16,7 @@ from drgrpo.checkpoints import checkpoint_path
 from drgrpo.config.errors import ConfigError, Mistake
 from drgrpo.config.overrides import load_config
 from drgrpo.description import Description, write_description
-from drgrpo.models import check_model
+from drgrpo.models import inspect_model
 from drgrpo.settings import Settings, resolved
 from drgrpo.stored_policy import stored_policy
 from tests.tiny_model import build_tiny_model
@@ -82,7 +82,7 @@ def test_a_checkpoint_becomes_a_directory_with_the_models_config_and_tokenizer(s
     found = stored_policy("run-1@2", settings)
     path = Path(found.path)
     assert path.parent == settings.cache_dir / "models" and path.name.startswith("run-1-000002-")
-    check_model(str(path), revision="main", cache_dir=settings.cache_dir)
+    inspect_model(str(path), revision="main", cache_dir=settings.cache_dir)
     index = json.loads((path / "model.safetensors.index.json").read_text())
     first, second = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
     assert index == {"metadata": {"total_size": 3 * 6 * 4}, "weight_map": {"a": first, "b": first, "c": second}}
@@ -99,8 +99,8 @@ def test_the_dtype_is_the_runs(settings: Settings, model: Path) -> None:
     found = stored_policy("run-1", settings)
     assert found.dtype == "bfloat16"
     before = json.loads((model / "config.json").read_text())
-    expected = {key: value for key, value in before.items() if key != "torch_dtype"} | {"dtype": "bfloat16"}
-    assert before["dtype"] == "float32"
+    expected = before | {"dtype": "bfloat16", "torch_dtype": "bfloat16"}
+    assert before["dtype"] == before["torch_dtype"] == "float32"
     assert json.loads((Path(found.path) / "config.json").read_text()) == expected
 
 

@@ -18,6 +18,7 @@ from markdown_it import MarkdownIt
 from deployments import services as services_module
 from deployments.environment import read_environment
 from deployments.services import Services
+from drgrpo.cluster.engines import TARGETS
 from drgrpo.config.overrides import load_config
 from drgrpo.data.errors import DataError
 from drgrpo.data.sources import Source, load_problems
@@ -113,10 +114,11 @@ def test_modules_are_imported_by_name_for_rewards_in_a_grader_and_for_our_engine
     importers = {path for path, name in imported if not isinstance(name, ast.Constant)}
     assert importers == {"drgrpo/rewards/registry.py", "drgrpo/cluster/process.py"}
     assert {path for path, name, _ in CALLS if name == "load_reward_functions"} == {"drgrpo/rewards/worker.py"}
+    assert len(TARGETS) == 3 and all(target.startswith("drgrpo.") for target in TARGETS.values())
     spawned = [
         call.args[0] for path, name, call in CALLS if path.startswith("drgrpo/cluster/") and name == "self._spawn"
     ]
-    assert spawned and all(ast.unparse(target).startswith("'drgrpo.") for target in spawned)
+    assert spawned and all(ast.literal_eval(role) in TARGETS for role in spawned)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""What is judged before a run starts, in processes of their own."""

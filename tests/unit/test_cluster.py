@@ -1,0 +1,110 @@
+"""Deaths of engines and of Ray are told from errors of ours, while the engines start and later."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import LocalRayletDiedError, RayActorError, RayError, RaySystemError, RayTaskError
+
+from drgrpo.cluster import cluster as module
+from drgrpo.cluster.cluster import Cluster, EngineLost
+from drgrpo.cluster.engines import _is_dead
+from drgrpo.config import TrainConfig
+from drgrpo.settings import Settings
+
+BROKEN_OFF = RayTaskError("update", "Connection closed by peer", RuntimeError("Connection closed by peer"))
+
+
+class Starting:
+    """Engines that cannot be reached: `error` is what starting raises, `lost` what asking for the dead returns."""
+
+    def __init__(self, error: Exception, lost: list[str] | Exception) -> None:
+        self.error, self._lost = error, lost
+        self.host = self
+
+    def call(self, method: str) -> dict[str, Any]:
+        raise self.error
+
+    def lost(self) -> list[str]:
+        if isinstance(self._lost, Exception):
+            raise self._lost
+        return self._lost
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ray is neither started nor stopped; what is stopped is noted."""
+    calls: list[str] = []
+    monkeypatch.setattr(module, "start_ray", lambda *_: None)
+    monkeypatch.setattr(module, "stop_ray", lambda: calls.append("stop"))
+    return calls
+
+
+def start(monkeypatch: pytest.MonkeyPatch, run_dir: Path, error: Exception, lost: list[str] | Exception) -> None:
+    monkeypatch.setattr(module, "Engines", lambda *_: Starting(error, lost))
+    Cluster(TrainConfig(), Settings(), model_path=Path("model"), run_id="a", run_dir=run_dir, train=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost", "told"),
+    [
+        (RaySystemError("the raylet is gone"), [], "Ray itself died"),
+        (LocalRayletDiedError(), [], "Ray itself died"),
+        (RayActorError(), ["trainer-1"], "trainer-1 died; what they printed is in .*logs"),
+        (BROKEN_OFF, ["rollout-0", "trainer-1"], "rollout-0, trainer-1 died"),  # seen by a peer, as an error of gloo
+        (BROKEN_OFF, RaySystemError("no answer"), "Ray itself died"),
+    ],
+)
+def test_what_dies_while_the_engines_start_is_a_lost_engine(
+    stopped: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, lost: Any, told: str
+) -> None:
+    with pytest.raises(EngineLost, match=told) as caught:
+        start(monkeypatch, tmp_path, error, lost)
+    assert caught.value.__cause__ is error and stopped == ["stop"]
+
+
+@pytest.mark.parametrize("error", [ValueError("a bad setting"), RayActorError(actor_init_failed=True), BROKEN_OFF])
+def test_an_error_while_all_live_stays_what_it_is(
+    stopped: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    with pytest.raises(type(error)) as caught:
+        start(monkeypatch, tmp_path, error, [])
+    assert caught.value is error and stopped == ["stop"]
+
+
+def test_ray_that_does_not_start_may_start_the_next_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("drgrpo.cluster.runtime.ray.init", init)
+    with pytest.raises(EngineLost, match=r"Ray itself died.*The current node timed out"):
+        Cluster(TrainConfig(), Settings(), model_path=Path("model"), run_id="a", run_dir=tmp_path / "run", train=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ray_that_fails_before_the_first_engine_is_there_stays_an_error(
+    stopped: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RayError("no such resource")
+
+    monkeypatch.setattr(module, "Engines", refuse)
+    with pytest.raises(RayError, match="no such resource"):
+        Cluster(TrainConfig(), Settings(), model_path=Path("model"), run_id="a", run_dir=tmp_path, train=True)
+    assert stopped == ["stop"]
+
+
+@pytest.mark.parametrize(
+    ("error", "dead"), [(RayActorError(), True), (RayActorError(actor_init_failed=True), False), (None, False)]
+)
+def test_an_engine_that_refuses_to_start_is_not_dead(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, dead: bool
+) -> None:
+    def get(_: Any) -> None:
+        if error:
+            raise error
+
+    monkeypatch.setattr("drgrpo.cluster.engines.ray.get", get)
+    assert _is_dead(object()) is dead
