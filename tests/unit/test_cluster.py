@@ -42,7 +42,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def start(monkeypatch: pytest.MonkeyPatch, run_dir: Path, error: Exception, lost: list[str] | Exception) -> None:
-    monkeypatch.setattr(module, "Engines", lambda *_: Starting(error, lost))
+    monkeypatch.setattr(module, "Engines", lambda *_, train: Starting(error, lost))
     Cluster(TrainConfig(), Settings(), model_path=Path("model"), run_id="a", run_dir=run_dir, train=True)
 
 
@@ -87,7 +87,7 @@ def test_ray_that_does_not_start_may_start_the_next_time(monkeypatch: pytest.Mon
 def test_ray_that_fails_before_the_first_engine_is_there_stays_an_error(
     stopped: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, train: bool) -> None:
         raise RayError("no such resource")
 
     monkeypatch.setattr(module, "Engines", refuse)
