@@ -5,7 +5,7 @@ The defaults only warn, at limits that a run which learns does not reach.
 
 from pydantic import Field
 
-from drgrpo.config.sections import Section
+from drgrpo.config.section import Section
 from drgrpo.health import Action, Rule
 from drgrpo.health.readings import STEP_TOKENS_PER_S
 from drgrpo.health.rule import Kind

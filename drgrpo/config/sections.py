@@ -4,27 +4,13 @@ Defaults are the paper's (arXiv 2503.20783, released scripts). What changes only
 Optional values use an empty string or 0 rather than null, because the Prefect UI draws a plain field for them.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from drgrpo.config.section import Section
 
 Level = Literal["group", "batch", "none"]
-
-_BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-
-
-def _tell_bounds(schema: dict[str, Any]) -> None:
-    """Put each field's bounds into its description, the only words that the form in Prefect's UI shows."""
-    for field in schema.get("properties", {}).values():
-        bounds = [f"{sign} {field[key]}" for key, sign in _BOUNDS.items() if key in field]
-        if bounds:
-            field["description"] = f"{field['description']} ({', '.join(bounds)})"
-
-
-class Section(BaseModel):
-    """A frozen group of settings that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_tell_bounds)
 
 
 class ModelConfig(Section):

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from drgrpo.config.health import HealthConfig
+from drgrpo.config.section import Section
 from drgrpo.config.sections import (
     AdvNormConfig,
     CheckpointConfig,
@@ -14,7 +15,6 @@ from drgrpo.config.sections import (
     PlacementConfig,
     RewardConfig,
     RolloutConfig,
-    Section,
     TrainerConfig,
 )
 
