@@ -51,8 +51,8 @@ def copy_description(source: Path, target: Path, dtype: str) -> None:
     for path in _description(source):
         shutil.copyfile(path, target / path.name)
     config = json.loads((source / "config.json").read_text())
-    former = {"torch_dtype": dtype} if "torch_dtype" in config else {}  # transformers' name for it before
-    (target / "config.json").write_text(json.dumps({**config, **former, "dtype": dtype}, indent=2) + "\n")
+    names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]  # the second is the older one
+    (target / "config.json").write_text(json.dumps(config | dict.fromkeys(names, dtype), indent=2) + "\n")
 
 
 def _description(source: Path) -> list[Path]:
