@@ -36,8 +36,12 @@ test: test-unit test-rest ## The tests that need no GPU, but for the long ones o
 test-unit: $(RUNTIME) $(DEV) ## The unit tests alone
 	$(PYTEST) -n 2 tests/unit
 
+# A process for each folder: each has a Prefect server of its own, with nothing left in it of the others' runs.
 test-rest: test-unit
-	$(PYTEST) tests --ignore tests/unit
+	$(PYTEST) -n 2 tests/start
+	$(PYTEST) tests/engines
+	$(PYTEST) tests/flows
+	$(PYTEST) tests/faults
 
 lint: $(RUNTIME) $(DEV) ## Style, format and types
 	$(BIN)/ruff check .
