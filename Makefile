@@ -36,11 +36,11 @@ test: test-unit test-rest ## The tests that need no GPU, but for the long ones o
 test-unit: $(RUNTIME) $(DEV) ## The unit tests alone
 	$(PYTEST) -n 2 tests/unit
 
-# A process for each folder: each has a Prefect server of its own, with nothing left in it of the others' runs.
+# Processes of their own: each has its own Prefect server, and its client of events has not served other tests before.
 test-rest: test-unit
 	$(PYTEST) -n 2 tests/start
 	$(PYTEST) tests/engines
-	$(PYTEST) tests/flows
+	for file in tests/flows/test_*.py; do $(PYTEST) $$file; done
 	$(PYTEST) tests/faults
 
 lint: $(RUNTIME) $(DEV) ## Style, format and types
