@@ -71,7 +71,7 @@ def measured_peaks(result: Mapping[str, Any]) -> Iterator[tuple[str, float, floa
         plan = parse_options(text)
         values = {
             "trainer.tokens_per_microbatch": int(plan["tokens"]),
-            "trainer.gradient_checkpointing": bool(plan.get("recompute", 0)),
+            "trainer.gradient_checkpointing": float(plan.get("recompute", 0)),
             "trainer.logprob_chunk_tokens": int(plan.get("chunk", 4096)),
         }
         computed = trainer_bytes(apply_overrides({}, values), MODELS[MEASURED_MODEL]) / GIB

@@ -25,8 +25,8 @@ def local_services(root: Path) -> Iterator[None]:
     try:
         services.start_server()
         yield
-        _send_logs()
     finally:
+        _send_logs()
         services.stop()
 
 

@@ -57,8 +57,7 @@ def set_plan(trainer: "Trainer", config: TrainConfig, plan: Options) -> None:
     )
     policy = trainer.engine.module
     policy.head.chunk_tokens = int(plan.get("chunk", wanted.logprob_chunk_tokens))
-    for layer in policy.decoder.layers:
-        layer.gradient_checkpointing = bool(plan.get("recompute", wanted.gradient_checkpointing))
+    policy.set_checkpointing(float(plan.get("recompute", wanted.gradient_checkpointing)))
 
 
 def measure(trainer: "Trainer", batch: "list[Sample]", *, repeats: int) -> dict[str, Any]:
@@ -90,13 +89,16 @@ def measure(trainer: "Trainer", batch: "list[Sample]", *, repeats: int) -> dict[
 
 
 def profile(trainer: "Trainer", batch: "list[Sample]") -> str:
-    """The kernels that one update spends its time in."""
+    """The kernels that one update spends its time in, and the calls that its host spends its time in."""
     import torch
 
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA]) as profiler:
         trainer.update(batch, step=0)
         torch.cuda.synchronize()
-    return str(profiler.key_averages().table(sort_by="self_device_time_total", row_limit=30, max_name_column_width=70))
+    averages = profiler.key_averages()
+    orders = ("self_device_time_total", "self_cpu_time_total")
+    return "\n".join(averages.table(sort_by=key, row_limit=40, max_name_column_width=80) for key in orders)
 
 
 def build_trainer(config: TrainConfig, *, on_gpu: bool) -> "Trainer":

@@ -1,4 +1,4 @@
-"""One run at a time on a GPU of this machine. A lock ends with the process that holds it, however that process ends."""
+"""One run at a time on a GPU of this machine, or as many as share it. A lock ends with the process that holds it."""
 
 import fcntl
 import logging
@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -24,19 +24,35 @@ def hold_devices(settings: Settings) -> Iterator[None]:
     devices = [] if settings.device == "cpu" or settings.ray_address else visible_devices()
     with ExitStack() as stack:
         for device in sorted({uuid(device) for device in devices}):
-            stack.enter_context(hold_device(device))
+            stack.enter_context(hold_device(device, shared_by=settings.runs_per_gpu))
         yield
 
 
 @contextmanager
-def hold_device(device: str, folder: Path | None = None) -> Iterator[None]:
-    """Wait for one device and keep it. `device` is its index or UUID, `folder` the place of the lock files."""
+def hold_device(device: str, folder: Path | None = None, *, shared_by: int = 1) -> Iterator[None]:
+    """Wait for one device and keep it. `device` is its index or UUID, `folder` the place of the lock files.
+
+    `shared_by`: runs that may hold it at once. One that wants it alone waits for all of them.
+    """
     path = (folder or Path(tempfile.gettempdir())) / f"drgrpo-device-{device.replace('/', '_')}.lock"
-    with os.fdopen(_open(path), "r+") as lock:
+    if shared_by == 1:
+        with _hold([path], fcntl.LOCK_EX, device):
+            yield
+    else:
+        places = [path.with_suffix(f".{place}.lock") for place in range(shared_by)]
+        with _hold([path], fcntl.LOCK_SH, device), _hold(places, fcntl.LOCK_EX, device):
+            yield
+
+
+@contextmanager
+def _hold(paths: Sequence[Path], mode: int, device: str) -> Iterator[None]:
+    """Wait until one of the files can be locked, and keep it."""
+    with ExitStack() as stack:
+        locks = [stack.enter_context(os.fdopen(_open(path), "r+")) for path in paths]
         told = False
-        while not _locked(lock):
+        while (lock := next((lock for lock in locks if _locked(lock, mode)), None)) is None:
             if not told:
-                holder = lock.read(20)
+                holder = locks[0].read(20)
                 logger.warning(
                     "waiting for GPU %s: process %s uses it", device, holder if holder.isdecimal() else "unknown"
                 )
@@ -77,9 +93,9 @@ def _open(path: Path) -> int:
     return descriptor
 
 
-def _locked(file: IO[str]) -> bool:
+def _locked(file: IO[str], mode: int) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, mode | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

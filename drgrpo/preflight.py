@@ -130,7 +130,9 @@ def _check_machine(run: Inspection) -> list[Mistake]:
 def _check_device_memory(run: Inspection) -> list[Mistake]:
     shape = model_shape(run.model.config, run.model.num_parameters)
     size = smallest_device(run.devices) if run.devices else None
-    return check_device_memory(run.config, shape, device_bytes=size) if shape and size else []
+    if not shape or not size:
+        return []
+    return check_device_memory(run.config, shape, device_bytes=size, shared_by=run.settings.runs_per_gpu)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     )
     mlflow_ui_url: str = Field("http://127.0.0.1:5000", min_length=1, description="Where links to MLflow's UI point")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes GPUs where there are any")
+    runs_per_gpu: int = Field(
+        1, ge=1, le=64, description="Runs that may use a GPU at once; small models leave most of one idle"
+    )
     num_threads: int = Field(0, ge=0, le=4096, description="CPU threads of each engine; 0 means all cores")
     cpu_kvcache_gib: float = Field(1.0, gt=0, le=4096, description="KV cache of vLLM on CPU, in GiB")
     max_restarts: int = Field(

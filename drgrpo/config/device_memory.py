@@ -46,19 +46,26 @@ def _size(config: Mapping[str, Any], name: str) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
-def check_device_memory(config: TrainConfig, shape: ModelShape, *, device_bytes: int) -> list[Mistake]:
-    """Trainer and sampler beside each other on one device, and in the sampler's share its weights and one sequence."""
+def check_device_memory(
+    config: TrainConfig, shape: ModelShape, *, device_bytes: int, shared_by: int = 1
+) -> list[Mistake]:
+    """Trainer and sampler beside each other on one device, and in the sampler's share its weights and one sequence.
+
+    `shared_by`: runs like this one that the device has to hold at once.
+    """
     share = config.rollout.gpu_memory_utilization
     trainer, sampler = trainer_bytes(config, shape), sampler_bytes(config, shape)
     # A sampler that sleeps gives its share to the update.
     taken = 0 if config.placement.sleep else int(share * device_bytes)
     mistakes = []
-    if trainer + taken + OVERHEAD_BYTES > device_bytes:
+    room = device_bytes // shared_by
+    if trainer + taken + OVERHEAD_BYTES > room:
+        of = f"of a run's part, {room / GIB:.1f}," if shared_by > 1 else f"of the device's {room / GIB:.1f}"
         problem = (
-            f"of the device's {device_bytes / GIB:.1f} GiB the sampler takes {taken / GIB:.1f}, the trainer needs "
+            f"{of} GiB the sampler takes {taken / GIB:.1f}, the trainer needs "
             f"about {trainer / GIB:.1f}, and {OVERHEAD_BYTES / GIB:.1f} go to contexts and buffers"
         )
-        remedy = _remedy(config, (device_bytes - trainer - OVERHEAD_BYTES) / device_bytes, sampler / device_bytes)
+        remedy = _remedy(config, (room - trainer - OVERHEAD_BYTES) / device_bytes, sampler / device_bytes)
         mistakes.append(Mistake("rollout.gpu_memory_utilization", share, problem, remedy))
     if sampler > share * device_bytes:
         problem = (
@@ -74,8 +81,8 @@ def _remedy(config: TrainConfig, room: float, needed: float) -> str:
     remedies = []
     if not config.placement.sleep and room >= max(needed, 0.05):
         remedies.append(f"lower it to at most {int(room * 100) / 100:.2f}")
-    if not config.trainer.gradient_checkpointing:
-        remedies.append("set trainer.gradient_checkpointing to true")
+    if config.trainer.gradient_checkpointing < 1:
+        remedies.append("set trainer.gradient_checkpointing to 1")
     if not config.trainer.offload_optimizer:
         remedies.append("set trainer.offload_optimizer to true")
     return ", or ".join([*remedies, "lower trainer.tokens_per_microbatch", "take a smaller model"])
@@ -95,8 +102,10 @@ def trainer_bytes(config: TrainConfig, shape: ModelShape) -> int:
     inputs = compute * shape.hidden * trainer.tokens_per_microbatch
     # Inputs and outputs of two norms, of attention and of its projections; gate, up and their product.
     layer = compute * (8 * shape.hidden + 3 * shape.intermediate) * trainer.tokens_per_microbatch
-    kept = shape.num_layers * (inputs if trainer.gradient_checkpointing else layer)
-    at_work = int(layer * (BACKWARD_SHARE + trainer.gradient_checkpointing))
+    # The first layers recompute, when what the last ones kept is free again.
+    recomputed = round(trainer.gradient_checkpointing * shape.num_layers)
+    kept = recomputed * inputs + (shape.num_layers - recomputed) * layer
+    at_work = int(layer * (BACKWARD_SHARE + (recomputed == shape.num_layers)))
     head = (2 * compute * trainer.logprob_chunk_tokens + 4 * shape.hidden) * shape.vocabulary
     return (states + reference) // trainer.num_ranks + compute * REDUCE_BUCKET + kept + max(head, at_work)
 

@@ -14,7 +14,10 @@ _NOT_OF_THE_RECIPE = ("checkpoint.", "health.", "placement.")
 _FITTING = {
     *(f"trainer.{name}" for name in ("num_ranks", "tokens_per_microbatch", "logprob_chunk_tokens", "share_prompts")),
     *(f"trainer.{name}" for name in ("gradient_checkpointing", "offload_optimizer", "deterministic")),
-    *(f"rollout.{name}" for name in ("max_num_seqs", "gpu_memory_utilization", "enforce_eager", "prefix_caching")),
+    *(
+        f"rollout.{name}"
+        for name in ("max_num_seqs", "gpu_memory_utilization", "kv_cache_gib", "enforce_eager", "prefix_caching")
+    ),
     *("reward.num_workers", "reward.max_failed_share", "evaluation.num_shown", "trainer.max_skipped_updates"),
 }
 

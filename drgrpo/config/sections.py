@@ -94,6 +94,11 @@ class RolloutConfig(Section):
     sampler_logprobs: bool = Field(False, description="Record the sampler's logprobs (about 30 % slower on a GPU)")
     max_num_seqs: int = Field(1024, ge=1, description="Sequences that vLLM decodes at once")
     gpu_memory_utilization: float = Field(0.45, gt=0, lt=1, description="Share of device memory for the sampler")
+    kv_cache_gib: float = Field(
+        0.0,
+        ge=0,
+        description="KV cache on a GPU, in GiB; 0: what the share above leaves, measured with the GPU to itself",
+    )
     enforce_eager: bool = Field(False, description="Run vLLM without CUDA graphs")
     prefix_caching: bool = Field(True, description="Share the KV cache of equal prompts")
 
@@ -190,7 +195,9 @@ class TrainerConfig(Section):
     )
     logprob_chunk_tokens: int = Field(2048, ge=1, description="Rows of logits that exist at once")
     share_prompts: bool = Field(True, description="Compute the prompt of a group once per micro-batch")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass")
+    gradient_checkpointing: float = Field(
+        0.0, ge=0, le=1, description="Share of the decoder's layers that recompute activations in the backward pass"
+    )
     offload_optimizer: bool = Field(False, description="Keep optimizer state in host memory")
     deterministic: bool = Field(
         False, description="Deterministic kernels on a GPU, the sampler's too; CPU runs always are"

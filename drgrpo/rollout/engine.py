@@ -20,6 +20,7 @@ class RolloutEngine:
         rollout = config.rollout
         gpu_options: dict[str, Any] = {
             "gpu_memory_utilization": rollout.gpu_memory_utilization,
+            "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30) or None,
             "enable_sleep_mode": config.placement.sleep,
             "compilation_config": {"max_cudagraph_capture_size": min(rollout.max_num_seqs, 1024)},
         }

@@ -1,11 +1,12 @@
 """Attention over a packed row without padding, registered with transformers as `drgrpo_packed`.
 
-16-bit tensors on a GPU go through one variable-length kernel; everything else runs segment by segment, which is exact
-and costs nothing beyond the segments' own squares. Segments whose completions share a prompt use a tree mask.
+16-bit tensors on a GPU go through one variable-length kernel, to which a shared prompt's keys and values are given once
+for each completion; the rest runs segment by segment, with a tree mask where completions share a prompt.
 """
 
 import importlib
 import inspect
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from drgrpo.trainer.batch import PackedLayout
+from drgrpo.trainer.gather import gather
+from drgrpo.trainer.layout import KernelLayout, PackedLayout
 
 NAME = "drgrpo_packed"
 
@@ -35,8 +37,8 @@ def packed_attention(
 
     Positional information is already in the tensors; `packed_layout` says which positions see each other.
     """
-    if _one_kernel(query, packed_layout):
-        return _varlen(query, key, value, packed_layout, scaling), None
+    if packed_layout.kernel is not None:
+        return _varlen(query, key, value, packed_layout.kernel, scaling), None
     outputs = []
     for segment, mask in zip(packed_layout.segments, packed_layout.shared_masks, strict=True):
         span = slice(segment.start, segment.end)
@@ -54,24 +56,27 @@ def packed_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
-def _one_kernel(query: Tensor, layout: PackedLayout) -> bool:
-    half = query.dtype in (torch.bfloat16, torch.float16)
-    return query.is_cuda and half and all(mask is None for mask in layout.shared_masks)
-
-
-def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float | None) -> Tensor:
-    q, k, v = (x.squeeze(0).transpose(0, 1).contiguous() for x in (query, key, value))
-    cu, longest = layout.cu_seqlens, layout.max_seqlen
-    kernel: Any = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: KernelLayout, scaling: float | None) -> Tensor:
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    if layout.keys is not None:
+        k, v = gather(k, layout.keys), gather(v, layout.keys)
+    kernel = _varlen_attn()
     options: dict[str, Any] = {"scale": scaling, **_varlen_options(kernel)}
     if "enable_gqa" not in options and q.shape[1] != k.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    out: Tensor = kernel(q, k, v, cu, cu, longest, longest, **options)
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    lengths = (layout.cu_queries, layout.cu_keys, layout.max_queries, layout.max_keys)
+    out: Tensor = kernel(q, k, v, *lengths, **options)
     return out[None]
 
 
+def _varlen_attn() -> Callable[..., Tensor]:
+    found: Callable[..., Tensor] = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    return found
+
+
 @lru_cache(maxsize=1)
-def _varlen_options(kernel: Any) -> dict[str, Any]:
+def _varlen_options(kernel: Callable[..., Tensor]) -> dict[str, Any]:
     """How this version of torch says causal and grouped-query; the names changed between 2.10 and 2.13."""
     known = inspect.signature(kernel).parameters
     options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drgrpo.trainer.layout import PackedLayout, SegmentLayout, packed_layout, to_device
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -32,34 +34,6 @@ class Sample:
     def completion_len(self) -> int:
         """Tokens of the completion."""
         return len(self.completion_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentLayout:
-    """Where a segment lies in the packed row: `start`, prompt length, and input length of each completion."""
-
-    start: int
-    prompt_len: int
-    completion_lens: tuple[int, ...]
-
-    @property
-    def end(self) -> int:
-        """One past the segment's last position."""
-        return self.start + self.prompt_len + sum(self.completion_lens)
-
-
-@dataclass(frozen=True, slots=True)
-class PackedLayout:
-    """Attention structure of a packed row.
-
-    `shared_masks` holds, per segment, a bool mask [S, S] (True: may attend) or None where plain causal
-    attention is right. `cu_seqlens` [num_segments + 1] int32 delimits the segments.
-    """
-
-    segments: tuple[SegmentLayout, ...]
-    shared_masks: tuple[Tensor | None, ...]
-    cu_seqlens: Tensor
-    max_seqlen: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +98,13 @@ class _Packer:
         self.num_rows += 1
 
 
-def pack(samples: Sequence[Sample], segments: Sequence[Sequence[int]], *, device: torch.device) -> PackedBatch:
+def pack(
+    samples: Sequence[Sample], segments: Sequence[Sequence[int]], *, device: torch.device, one_kernel: bool = False
+) -> PackedBatch:
     """Lay `segments` end to end; rows of the padded view follow the segments' sample order.
 
-    A segment lists the indices of samples of one group that share its prompt.
+    A segment lists the indices of samples of one group that share its prompt. `one_kernel`: attention is one
+    variable-length kernel, not a call per segment.
 
     Raises ValueError when two samples of a segment differ in their prompt.
     """
@@ -137,21 +114,13 @@ def pack(samples: Sequence[Sample], segments: Sequence[Sequence[int]], *, device
         if any(list(m.prompt_ids) != list(members[0].prompt_ids) for m in members):
             raise ValueError(f"samples {list(segment)} share a segment but not a prompt")
         packer.add(members[0].prompt_ids, [m.completion_ids for m in members])
-    return _to_tensors(packer, device)
+    return _to_tensors(packer, packed_layout(packer.segments, one_kernel=one_kernel, device=device), device)
 
 
-def _to_tensors(packer: _Packer, device: torch.device) -> PackedBatch:
+def _to_tensors(packer: _Packer, layout: PackedLayout, device: torch.device) -> PackedBatch:
     def long(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=device)
+        return to_device(torch.tensor(values, dtype=torch.long), device)
 
-    ends = [segment.end for segment in packer.segments]
-    starts = [segment.start for segment in packer.segments]
-    layout = PackedLayout(
-        segments=tuple(packer.segments),
-        shared_masks=tuple(_shared_mask(segment, device) for segment in packer.segments),
-        cu_seqlens=torch.tensor([0, *ends], dtype=torch.int32, device=device),
-        max_seqlen=max(end - start for start, end in zip(starts, ends, strict=True)),
-    )
     return PackedBatch(
         input_ids=long(packer.input_ids)[None],
         position_ids=long(packer.position_ids)[None],
@@ -163,13 +132,3 @@ def _to_tensors(packer: _Packer, device: torch.device) -> PackedBatch:
         num_rows=packer.num_rows,
         num_columns=max(packer.columns, default=0) + 1,
     )
-
-
-def _shared_mask(segment: SegmentLayout, device: torch.device) -> Tensor | None:
-    """Causal within the prompt and within each completion; every completion sees the whole prompt."""
-    if len(segment.completion_lens) == 1:
-        return None
-    lens = torch.tensor([segment.prompt_len, *segment.completion_lens], device=device)
-    owner = torch.repeat_interleave(torch.arange(len(lens), device=device), lens)
-    same_or_prompt = (owner[:, None] == owner[None, :]) | (owner[None, :] == 0)
-    return same_or_prompt.tril()

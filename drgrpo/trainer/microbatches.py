@@ -19,7 +19,6 @@ class Microbatches:
 
     def __init__(self, config: TrainConfig, *, rank: int, world_size: int, device: torch.device) -> None:
         self.config, self.rank, self.world_size, self.device = config, rank, world_size, device
-        # The variable-length kernel takes whole causal sequences, and is worth more than a shared prompt.
         self.one_kernel = device.type == "cuda" and config.model.dtype != "float32"
         self._needs_all = config.loss.kl_coef > 0 or config.loss.entropy_coef > 0
 
@@ -32,7 +31,7 @@ class Microbatches:
             [samples[i] for i in indices],
             token_budget=self.config.trainer.tokens_per_microbatch,
             num_ranks=self.world_size,
-            share_prompts=self.config.trainer.share_prompts and not self.one_kernel,
+            share_prompts=self.config.trainer.share_prompts,
         )
         # A step without a trained sequence is still a step: Adam's moments decay.
         mine = plan[self.rank]
@@ -43,5 +42,5 @@ class Microbatches:
         """The packed tensors and the sample index of each row; an empty micro-batch becomes a row outside the loss."""
         rows = [i for segment in microbatch for i in segment]
         if not rows:
-            return pack([_EMPTY], [[0]], device=self.device), []
-        return pack(samples, microbatch, device=self.device), rows
+            return pack([_EMPTY], [[0]], device=self.device, one_kernel=self.one_kernel), []
+        return pack(samples, microbatch, device=self.device, one_kernel=self.one_kernel), rows

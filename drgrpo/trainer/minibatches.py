@@ -1,14 +1,21 @@
-"""Which completions make up each optimizer step: a permutation that is a pure function of (seed, step)."""
+"""Which completions make up each optimizer step: a permutation of groups that is a pure function of (seed, step)."""
 
 import random
+from collections.abc import Sequence
 
 
-def minibatches(num_samples: int, *, size: int, seed: int, step: int) -> list[list[int]]:
-    """Split a rollout's samples into optimizer steps of `size`; the last is smaller when samples were lost.
+def minibatches(group_ids: Sequence[int], *, size: int, seed: int, step: int) -> list[list[int]]:
+    """Split a rollout's samples, given the group of each, into optimizer steps of `size` samples.
 
-    One minibatch keeps the table's order, so that groups stay together.
+    Groups come in random order and stay together, so that an optimizer step computes a prompt once for all its
+    completions; one group in two steps at most where `size` is no multiple of a group. The last step is smaller when
+    samples were lost. A single one keeps the table's order.
     """
-    order = list(range(num_samples))
-    if num_samples > size:
-        random.Random(f"minibatches {seed} {step}").shuffle(order)
-    return [order[start : start + size] for start in range(0, num_samples, size)]
+    members: dict[int, list[int]] = {}
+    for index, group in enumerate(group_ids):
+        members.setdefault(group, []).append(index)
+    groups = list(members.values())
+    if len(group_ids) > size:
+        random.Random(f"minibatches {seed} {step}").shuffle(groups)
+    order = [index for group in groups for index in group]
+    return [order[start : start + size] for start in range(0, len(order), size)]

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from drgrpo.architecture import unsupported_parts
 from drgrpo.trainer import attention
 from drgrpo.trainer.batch import PackedBatch
+from drgrpo.trainer.gather import gather
 from drgrpo.trainer.logprobs import LogprobHead
 
 
@@ -22,7 +23,7 @@ class Policy(nn.Module):
         *,
         dtype: torch.dtype,
         chunk_tokens: int,
-        checkpointing: bool,
+        checkpointing: float,
         entropy_gradient: bool = False,
         fused_kernels: bool = False,
         trust_remote_code: bool = False,
@@ -43,9 +44,10 @@ class Policy(nn.Module):
         model.config.use_cache = False
         if fused_kernels:
             fuse_kernels(model, model.config.model_type)
+        self.decoder = model.model
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.decoder = model.model
+            self.set_checkpointing(checkpointing)
         self.head = LogprobHead(model.lm_head.weight, chunk_tokens=chunk_tokens, entropy_gradient=entropy_gradient)
         self.tied = model.lm_head.weight is model.get_input_embeddings().weight
 
@@ -58,8 +60,14 @@ class Policy(nn.Module):
             use_cache=False,
             packed_layout=batch.layout,
         ).last_hidden_state[0]
-        logprobs, entropy = self.head(hidden[batch.predictors], batch.targets, temperature)
+        logprobs, entropy = self.head(gather(hidden, batch.predictors), batch.targets, temperature)
         return logprobs, entropy
+
+    def set_checkpointing(self, share: float) -> None:
+        """Have the first `share` of the layers recompute; the others' memory is free again by the time they do."""
+        layers = self.decoder.layers
+        for index, layer in enumerate(layers):
+            layer.gradient_checkpointing = index < round(share * len(layers))
 
     def checkpoint_name(self, name: str) -> str | None:
         """The Hugging Face name of one of our parameters; None for a tied head, which checkpoints leave out."""

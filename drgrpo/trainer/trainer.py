@@ -16,7 +16,7 @@ from torch import Tensor
 from drgrpo.config import TrainConfig
 from drgrpo.loss import merge_metrics, summarize_metrics
 from drgrpo.schedule import learning_rate
-from drgrpo.trainer.batch import Sample, pack
+from drgrpo.trainer.batch import Sample
 from drgrpo.trainer.microbatches import Microbatches
 from drgrpo.trainer.minibatches import minibatches
 from drgrpo.trainer.objective import Objective, StepScale
@@ -66,7 +66,10 @@ class Trainer:
         more than `trainer.max_skipped_updates` times in a row.
         """
         parts = minibatches(
-            len(samples), size=self.config.trainer.completions_per_update, seed=self.config.seed, step=step
+            [sample.group_id for sample in samples],
+            size=self.config.trainer.completions_per_update,
+            seed=self.config.seed,
+            step=step,
         )
         # The first minibatch is on-policy: its old logprobs are its own, and cost no forward pass.
         old = self.logprobs(samples, [i for part in parts[1:] for i in self.microbatches.trained(samples, part)])
@@ -129,7 +132,7 @@ class Trainer:
 
     def score(self, samples: Sequence[Sample], *, temperature: float = 1.0) -> list[list[float]]:
         """Logprobs of given completions, the same on every rank: the fixed tokens that watch the mismatch."""
-        batch = pack(samples, [[index] for index in range(len(samples))], device=self.device)
+        batch, _ = self.microbatches.pack(samples, [[index] for index in range(len(samples))])
         with torch.no_grad():
             logprobs, _ = self.engine(batch, temperature)
         padded: list[list[float]] = batch.pad(logprobs).tolist()

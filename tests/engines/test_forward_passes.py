@@ -50,7 +50,7 @@ def test_later_optimizer_steps_add_one_forward_pass_without_gradient_for_each_of
     config = make_config(tiny_model, {**TOKENS, "trainer.completions_per_update": 4})
     samples = with_zero_advantages(SAMPLES, {6})
     result = trainers(world_size).call("update", config, [samples])
-    parts = minibatches(len(samples), size=4, seed=config.seed, step=0)
+    parts = minibatches([sample.group_id for sample in samples], size=4, seed=config.seed, step=0)
     assert passes(result, backward=True) == [n for part in parts for n in planned(config, samples, part, world_size)]
     later = [i for part in parts[1:] for i in part]
     assert passes(result, backward=False) == planned(config, samples, later, world_size)

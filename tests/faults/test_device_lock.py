@@ -35,8 +35,8 @@ def test_a_second_run_waits_and_is_told_for_whom(
 ) -> None:
     first, locked, looks = holder(tmp_path, 600), device_lock._locked, []
 
-    def look(file: IO[str]) -> bool:
-        looks.append(locked(file))
+    def look(file: IO[str], mode: int) -> bool:
+        looks.append(locked(file, mode))
         if len(looks) == 2:
             first.terminate()
         return looks[-1]
@@ -55,6 +55,27 @@ def test_the_lock_of_a_killed_run_is_free_at_once_and_other_devices_always_were(
         first.wait()
         with hold_device("7", tmp_path):
             assert (tmp_path / "drgrpo-device-7.lock").read_text() == str(os.getpid())
+
+
+def test_runs_that_share_a_device_hold_it_at_once_and_one_more_or_one_alone_waits(tmp_path: Path) -> None:
+    def is_free(shared_by: int) -> bool:
+        code = f"with hold_device('7', Path({str(tmp_path)!r}), shared_by={shared_by}): print('held')"
+        command = [
+            sys.executable,
+            "-c",
+            f"from pathlib import Path; from drgrpo.device_lock import hold_device\n{code}",
+        ]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            assert process.stdout is not None
+            told = process.stdout.readline()
+            process.kill()
+        return told == b"held\n"
+
+    with hold_device("7", tmp_path, shared_by=2):
+        assert is_free(2) and not is_free(1)
+        with hold_device("7", tmp_path, shared_by=2):
+            assert not is_free(2) and not is_free(1)
+    assert is_free(1)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from drgrpo.settings import Settings, resolved
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
-    *(f"drgrpo-compare/{name}" for name in ("gsm8k", "quickstart")),
+    *(f"drgrpo-compare/{name}" for name in ("gsm8k", "gsm8k-smollm2", "quickstart")),
     "drgrpo-evaluate/default",
     "drgrpo-sft/gsm8k",
     *(f"drgrpo/gsm8k{variant}" for variant in ("", "-24gb", "-grpo", "-nightly", "-smollm2", "-smollm2-grpo")),

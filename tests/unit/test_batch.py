@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from drgrpo.trainer import attention
 from drgrpo.trainer.batch import PackedBatch, Sample, SegmentLayout, pack
 from drgrpo.trainer.logprobs import LogprobHead, entropy_gradient, logits_gradient, token_statistics
 from drgrpo.trainer.policy import Policy
@@ -34,8 +35,6 @@ def test_a_packed_row_is_prompts_once_and_completions_without_their_last_token()
     assert batch.rows.tolist() == [0, 0, 0, 1, 2, 2]
     assert batch.columns.tolist() == [0, 1, 2, 0, 0, 1]
     assert batch.layout.segments == (SegmentLayout(0, 3, (2, 0)), SegmentLayout(5, 2, (1,)))
-    assert batch.layout.cu_seqlens.tolist() == [0, 5, 8]
-    assert batch.layout.max_seqlen == 5
 
 
 def test_rows_follow_the_plan_and_not_the_list() -> None:
@@ -206,15 +205,34 @@ LAYOUTS = {
 }
 
 
+def plain_kernel(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *, scale: float, **_: bool
+) -> Tensor:
+    """What the variable-length kernel computes: causal within a sequence, the last query seeing the last key."""
+    outputs, queries, keys = [], cu_q.diff().tolist(), cu_k.diff().tolist()
+    assert (max(queries), max(keys)) == (max_q, max_k)
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    for one_q, one_k, one_v in zip(q.split(queries), k.split(keys), v.split(keys), strict=True):
+        scores = torch.einsum("qhd,khd->hqk", one_q, one_k) * scale
+        offset = len(one_k) - len(one_q)
+        hidden = torch.ones(len(one_q), len(one_k)).triu(offset + 1).bool()
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), one_v))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("one_kernel", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_packed_model_gives_what_the_model_gives_for_each_sequence_alone(model_path: Path, layout: str) -> None:
+def test_a_packed_model_gives_what_the_model_gives_for_each_sequence_alone(
+    model_path: Path, layout: str, one_kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_varlen_attn", lambda: plain_kernel)
     samples, temperature = groups(), 0.8
     coefficients = [(0.3 + 0.1 * i) * (-1) ** i for i in range(len(samples))]
     wanted, gradients = reference(model_path, samples, coefficients, temperature)
 
     policy = Policy(model_path, dtype=torch.float32, chunk_tokens=5, checkpointing=False, entropy_gradient=True)
     segments = LAYOUTS[layout]
-    batch = pack(samples, segments, device=CPU)
+    batch = pack(samples, segments, device=CPU, one_kernel=one_kernel)
     logprobs, entropy = policy(batch, temperature)
     order = [i for segment in segments for i in segment]
     padded = batch.pad(logprobs)
@@ -248,6 +266,19 @@ def reference(
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted).norm() / wanted.norm())
+
+
+def test_one_kernel_sees_a_shared_prompt_once_for_each_completion() -> None:
+    samples = [Sample(0, [1, 2, 3], [5, 6, 7]), Sample(0, [1, 2, 3], [8]), Sample(0, [1, 2, 3], [9, 10])]
+    kernel = pack([*samples, Sample(1, [4], [5, 6])], [[0, 1, 2], [3]], device=CPU, one_kernel=True).layout.kernel
+    assert kernel is not None and kernel.keys is not None
+    # Positions: prompt 0 to 2, inputs of the completions 3 and 4, none, and 5; then the second segment, 6 and 7.
+    assert kernel.cu_queries.tolist() == [0, 3, 5, 6, 8]
+    assert kernel.cu_keys.tolist() == [0, 3, 8, 12, 14]
+    assert kernel.keys.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7]
+    assert (kernel.max_queries, kernel.max_keys) == (3, 5)
+    alone = pack(samples, [[0], [1]], device=CPU, one_kernel=True).layout.kernel
+    assert alone is not None and alone.keys is None and alone.cu_keys.tolist() == [0, 5, 8]
 
 
 def test_a_plan_covers_what_it_packs(model_path: Path) -> None:

@@ -93,6 +93,8 @@ def test_device_memory_is_the_states_what_is_kept_and_what_is_at_work():
     assert device_memory(trainer__logprob_chunk_tokens=90) == 18 * 1000 + 3 * 100 * LAYER + (4 * 90 + 4 * 8) * 50
     recomputed = device_memory(trainer__gradient_checkpointing=True)
     assert recomputed == 18 * 1000 + 3 * 100 * 2 * 8 + 1.4 * 100 * LAYER
+    # Two of three layers: the third is kept, and nothing of it is left when the two recompute.
+    assert device_memory(trainer__gradient_checkpointing=0.7) == recomputed + 100 * (LAYER - 2 * 8) - 100 * LAYER
 
 
 def test_device_memory_without_the_optimizer_is_the_weights_and_a_reference_is_one_more_copy():
@@ -127,7 +129,7 @@ def test_the_shape_is_read_from_the_config_or_nothing_is_known():
 LARGE = ModelShape(10**9, hidden=8, intermediate=32, num_layers=10, vocabulary=50, kv_width=500_000)
 
 
-def judged_on(device_bytes, **options):
+def judged_on(device_bytes, shared_by=1, **options):
     values = {
         "trainer.tokens_per_microbatch": 100,
         "trainer.logprob_chunk_tokens": 1,
@@ -136,7 +138,7 @@ def judged_on(device_bytes, **options):
         "rollout.max_completion_tokens": 100,
     }
     config = apply_overrides({}, values | {name.replace("__", "."): value for name, value in options.items()})
-    return check_device_memory(config, LARGE, device_bytes=device_bytes)
+    return check_device_memory(config, LARGE, device_bytes=device_bytes, shared_by=shared_by)
 
 
 def test_trainer_sampler_and_overhead_fit_on_the_device_or_not():
@@ -151,12 +153,17 @@ def test_trainer_sampler_and_overhead_fit_on_the_device_or_not():
         "of the device's 40.2 GiB the sampler takes 20.1, the trainer needs about 17.7, and 2.5 go to"
         in mistake.problem
     )
-    assert mistake.remedy.startswith("lower it to at most 0.49, or set trainer.gradient_checkpointing to true, or set")
+    assert mistake.remedy.startswith("lower it to at most 0.49, or set trainer.gradient_checkpointing to 1, or set")
     # On a device of 22 GiB there is no room for the sampler's weights beside the trainer.
     (mistake,) = judged_on(22 * GIB)
     assert "lower it" not in mistake.remedy and "trainer.offload_optimizer" in mistake.remedy
     assert judged_on(22 * GIB, trainer__offload_optimizer=True) == []
     assert judged_on(22 * GIB, placement__sleep=True) == []
+    # Two runs like this one need twice the memory.
+    quarter = {"rollout__gpu_memory_utilization": 0.25}
+    assert judged_on(2 * enough + 4, shared_by=2, **quarter) == []
+    (mistake,) = judged_on(2 * enough - 2 * 10**8, shared_by=2, **quarter)
+    assert "of a run's part, 40.3, GiB the sampler takes" in mistake.problem
 
 
 def test_the_samplers_share_holds_its_weights_and_one_sequence():
