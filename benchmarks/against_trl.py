@@ -35,6 +35,7 @@ KEYS = (
     "trl_best",
     "rollout_tokens_per_s",
     "update_mfu",
+    "update_effective_mfu",
     "push_s",
     "sleep_wake_s",
     "orchestration_share",

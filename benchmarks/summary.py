@@ -20,7 +20,8 @@ def summarize(workload: str, results: Mapping[str, Result], outcomes: Mapping[st
         outcomes: How each part ended, by name.
 
     `ratio_to_trl` is the median iteration of TRL's fastest variant over our median step; a first step warms up and does
-    not count. An iteration is one rollout with all of its optimizer steps, on both sides.
+    not count. An iteration is one rollout with all of its optimizer steps, on both sides. `update_mfu` counts the
+    tokens that are computed, `update_effective_mfu` those of the sequences, as if no prompt were shared.
     """
     peers = {name.removeprefix("trl "): peer(result) for name, result in results.items() if name.startswith("trl ")}
     timed = {name: variant["step_s"] for name, variant in peers.items() if variant["step_s"] is not None}
@@ -48,6 +49,7 @@ _OWN = (
     "step_s",
     "rollout_tokens_per_s",
     "update_mfu",
+    "update_effective_mfu",
     "push_s",
     "sleep_wake_s",
     "orchestration_share",
@@ -66,10 +68,12 @@ def own_step(result: Result) -> dict[str, Any]:
     median, steps = result["median"], result["steps"]
     sleeps = [name for name in ("busy/RolloutEngine.sleep", "busy/RolloutEngine.wake_up") if name in median]
     num_groups, stages = result["config"]["data"]["prompts_per_step"], own_stages(median)
+    mfu = median.get("update/mfu")
     figures = {
         "step_s": median["account/step"],
         "rollout_tokens_per_s": median["rollout/tokens_per_s"],
-        "update_mfu": median.get("update/mfu"),
+        "update_mfu": mfu,
+        "update_effective_mfu": mfu and mfu * median["update/sequence_tokens"] / median["update/computed_tokens"],
         "push_s": median["engine_seconds/push"],
         "sleep_wake_s": sum(median[name] for name in sleeps) if sleeps else None,
         "orchestration_share": median["account/orchestration_share"],

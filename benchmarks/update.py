@@ -2,9 +2,10 @@
 
 python -m benchmarks.update --workload a --model DIRECTORY --out FILE --plan tokens=16384 --plan tokens=40960,recompute
 
-A plan changes the tokens of a micro-batch, whether activations are recomputed (`recompute`), and the rows of logits
-that exist at once (`chunk`), and takes the kernels of `trainer.deterministic` (`deterministic`); what it does not name
-is the workload's.
+A plan changes the tokens of a micro-batch, the share of the layers that recompute activations (`recompute`), whether
+completions share a prompt (`share`), and the rows of logits that exist at once (`chunk`), and takes the kernels of
+`trainer.deterministic` (`deterministic`); what it does not name is the workload's. `mfu` counts the tokens that are
+computed, `effective_mfu` those of the sequences, a shared prompt once for each.
 """
 
 import argparse
@@ -46,15 +47,15 @@ def samples(config: TrainConfig, *, vocab_size: int) -> "list[Sample]":
 
 
 def set_plan(trainer: "Trainer", config: TrainConfig, plan: Options) -> None:
-    """Change the micro-batch budget, recomputation and the head's chunk of a built trainer."""
+    """Change the micro-batch budget, sharing of prompts, recomputation and the head's chunk of a built trainer."""
     import torch
 
     wanted = config.trainer
     torch.use_deterministic_algorithms(bool(plan.get("deterministic", wanted.deterministic)))
     tokens = int(plan.get("tokens", wanted.tokens_per_microbatch))
-    trainer.microbatches.config = config.model_copy(
-        update={"trainer": wanted.model_copy(update={"tokens_per_microbatch": tokens})}
-    )
+    shares = bool(plan.get("share", wanted.share_prompts))
+    changes = {"tokens_per_microbatch": tokens, "share_prompts": shares}
+    trainer.microbatches.config = config.model_copy(update={"trainer": wanted.model_copy(update=changes)})
     policy = trainer.engine.module
     policy.head.chunk_tokens = int(plan.get("chunk", wanted.logprob_chunk_tokens))
     policy.set_checkpointing(float(plan.get("recompute", wanted.gradient_checkpointing)))
@@ -76,14 +77,22 @@ def measure(trainer: "Trainer", batch: "list[Sample]", *, repeats: int) -> dict[
         started = now()
         metrics = trainer.update(batch, step=step)
         seconds.append(now() - started)
-    num_tokens, best = int(metrics["computed_tokens"]), min(seconds[1:])
+    best = min(seconds[1:])
     parameters = sum(parameter_numel(p) for _, p in named_weights(trainer.engine))
     peak = peak_flops(torch.cuda.get_device_name()) if on_gpu else None
+
+    def mfu(num_tokens: float) -> float | None:
+        tokens = int(num_tokens)
+        return peak and utilisation(num_parameters=parameters, num_tokens=tokens, seconds=best, peak=peak)
+
     return {
         "seconds": seconds,
         "trained_tokens": int(metrics["trained_tokens"]),
-        "tokens_per_s": num_tokens / best,
-        "mfu": peak and utilisation(num_parameters=parameters, num_tokens=num_tokens, seconds=best, peak=peak),
+        "sequence_tokens": int(metrics["sequence_tokens"]),
+        "computed_tokens": int(metrics["computed_tokens"]),
+        "tokens_per_s": metrics["sequence_tokens"] / best,
+        "mfu": mfu(metrics["computed_tokens"]),
+        "effective_mfu": mfu(metrics["sequence_tokens"]),
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
     }
 

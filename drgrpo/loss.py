@@ -179,6 +179,7 @@ def merge_metrics(metrics: Sequence[Mapping[str, float | Tensor]]) -> dict[str, 
 SUMMARY_NAMES = {
     "tokens_count": "num_tokens",
     "sequences_count": "num_sequences",
+    "computed_tokens_count": "computed_tokens",
     "invalid_sampler_logprobs_count": "invalid_sampler_logprobs",
     "clip_low_sum": "clip_fraction_low",
     "clip_high_sum": "clip_fraction_high",

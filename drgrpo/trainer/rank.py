@@ -67,17 +67,20 @@ class TrainerRank:
         metrics = self.trainer.update(samples, step=step)
         seconds = time.perf_counter() - started
         named = {f"update/{key}": value for key, value in metrics.items()}
-        return named | self._speed(metrics["computed_tokens"], seconds) | {"engine_seconds/update": seconds}
+        return named | self._speed(metrics, seconds) | {"engine_seconds/update": seconds}
 
-    def _speed(self, num_tokens: float, seconds: float) -> dict[str, float]:
-        speed = {"update/tokens_per_s": num_tokens / seconds}
+    def _speed(self, metrics: dict[str, float], seconds: float) -> dict[str, float]:
+        speed = {"update/tokens_per_s": metrics["sequence_tokens"] / seconds}
         if self.device.type != "cuda":
             return speed
         speed["memory/trainer_peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         if peak := peak_flops(torch.cuda.get_device_name(self.device)):
             parameters = sum(parameter_numel(p) for _, p in named_weights(self.trainer.engine))
             speed["update/mfu"] = utilisation(
-                num_parameters=parameters, num_tokens=int(num_tokens), seconds=seconds, peak=peak * self.world_size
+                num_parameters=parameters,
+                num_tokens=int(metrics["computed_tokens"]),
+                seconds=seconds,
+                peak=peak * self.world_size,
             )
         return speed
 

@@ -60,7 +60,8 @@ class Trainer:
     def update(self, samples: Sequence[Sample], *, step: int) -> dict[str, float]:
         """Run the optimizer steps of iteration `step` over `samples`; returns metrics, equal on every rank.
 
-        `loss` and `grad_norm` are means over the optimizer steps, `lr` is the last one's.
+        `loss` and `grad_norm` are means over the optimizer steps, `lr` is the last one's. `sequence_tokens` counts
+        the trained sequences, prompts included; `computed_tokens` is less by the prompts that sequences share.
 
         An optimizer step whose gradient is not finite is skipped and counted. Raises RuntimeError when that happens
         more than `trainer.max_skipped_updates` times in a row.
@@ -87,7 +88,7 @@ class Trainer:
             "skipped_updates": float(sum(not math.isfinite(norm) for norm in norms)),
             "trained_sequences": float(len(trained)),
             "trained_tokens": float(sum(sample.completion_len for sample in trained)),
-            "computed_tokens": float(sum(sample.prompt_len + sample.completion_len for sample in trained)),
+            "sequence_tokens": float(sum(sample.prompt_len + sample.completion_len for sample in trained)),
         }
 
     def accumulate(self, samples: Sequence[Sample], part: Sequence[int], old: dict[int, Tensor]) -> float:
@@ -98,7 +99,8 @@ class Trainer:
         """
         scale = StepScale(len(part), sum(len(samples[i].completion_ids) for i in part))
         plan = self.microbatches.plan(samples, self.microbatches.trained(samples, part))
-        losses, sums = [], []
+        losses: list[Tensor] = []
+        sums: list[dict[str, Tensor | float]] = []
         self.engine.train()
         for index, microbatch in enumerate(plan):
             self.engine.set_gradient_accumulation_boundary(index == len(plan) - 1)
@@ -107,7 +109,7 @@ class Trainer:
             # DeepSpeed averages over ranks; our loss is already the global sum's share.
             self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
             losses.append(loss.detach())  # read at the end: a read per micro-batch would stall the device
-            sums.append(metrics)
+            sums.append({**metrics, "computed_tokens_count": float(batch.input_ids.numel())})
         loss_sum = float(torch.stack(losses).sum())
         self._sums = self._merge_over_ranks(merge_metrics(sums) | {"loss_sum": loss_sum})
         return self._sums.pop("loss_sum")
