@@ -64,8 +64,9 @@ def test_each_of_two_ranks_stores_half_of_the_weights(tiny_model: Path, trainers
         {"trainer.tokens_per_microbatch": 64, "trainer.share_prompts": False},
         {"trainer.logprob_chunk_tokens": 1},
         {"trainer.logprob_chunk_tokens": 7},
-        {"trainer.gradient_checkpointing": True},
-        {"trainer.gradient_checkpointing": True, "trainer.tokens_per_microbatch": 64},
+        {"trainer.gradient_checkpointing": 1},
+        {"trainer.gradient_checkpointing": 0.5},
+        {"trainer.gradient_checkpointing": 1, "trainer.tokens_per_microbatch": 64},
     ],
     ids=lambda options: ",".join(f"{key.split('.')[1]}={value}" for key, value in options.items()),
 )

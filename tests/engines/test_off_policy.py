@@ -24,7 +24,7 @@ OFF_POLICY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "kl_k2": ({"loss.kl_coef": 0.1, "loss.kl_estimator": "k2"}, {"beta": 0.1, "estimator": "k2"}),
     "kl_k3": ({"loss.kl_coef": 0.1, "loss.kl_estimator": "k3"}, {"beta": 0.1, "estimator": "k3"}),
     "kl_entropy_checkpointing": (
-        {"loss.kl_coef": 0.1, "loss.entropy_coef": 0.2, "trainer.gradient_checkpointing": True},
+        {"loss.kl_coef": 0.1, "loss.entropy_coef": 0.2, "trainer.gradient_checkpointing": 1},
         {"beta": 0.1, "entropy_coef": 0.2},
     ),
 }

@@ -14,6 +14,7 @@ import torch
 
 from drgrpo.cluster.runtime import engine_environment
 from drgrpo.config import TrainConfig
+from drgrpo.device_lock import visible_devices
 from drgrpo.settings import Settings
 from tests.engines.conftest import TrainerRanks, free_port, make_config, tiny_model, untied_model
 from tests.engines.process import EngineProcess
@@ -40,7 +41,7 @@ def device() -> torch.device:
 def environment(config: TrainConfig, role: Literal["rollout", "trainer"], *, rank: int = 0) -> dict[str, str]:
     """What the cluster would set for an engine of this role; each rank sees a device of its own."""
     variables = engine_environment(Settings(num_threads=0 if ON_GPU else 1), config, role, on_gpu=ON_GPU)
-    return variables | ({"CUDA_VISIBLE_DEVICES": str(rank)} if ON_GPU else {})
+    return variables | ({"CUDA_VISIBLE_DEVICES": visible_devices()[rank]} if ON_GPU else {})
 
 
 class DeviceRanks(TrainerRanks):

@@ -43,7 +43,7 @@ def test_three_billion_parameters_step_with_the_optimizer_in_host_memory(tmp_pat
         "data.prompts_per_step": GROUPS,
         "rollout.group_size": GROUP_SIZE,
         "trainer.completions_per_update": GROUPS * GROUP_SIZE,
-        "trainer.gradient_checkpointing": True,
+        "trainer.gradient_checkpointing": 1,
         "trainer.offload_optimizer": True,
         "optimizer.lr": 1e-4,
     }

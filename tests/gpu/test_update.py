@@ -49,8 +49,13 @@ BETWEEN_PLANS, FROM_REFERENCE = 0.02, 0.05
 
 @pytest.mark.parametrize(
     "options",
-    [{"trainer.tokens_per_microbatch": 16}, {"trainer.gradient_checkpointing": True}],
-    ids=["one_sequence_at_a_time", "recomputed"],
+    [
+        {"trainer.tokens_per_microbatch": 16},
+        {"trainer.share_prompts": False},
+        {"trainer.gradient_checkpointing": 1},
+        {"trainer.gradient_checkpointing": 0.5},
+    ],
+    ids=["one_sequence_at_a_time", "own_prompts", "recomputed", "half_recomputed"],
 )
 def test_packed_bfloat16_gradients_agree_with_unpacked_ones(
     options: dict[str, int], tiny_model: Path, trainers: Trainers, expected: reference.Gradient
