@@ -109,7 +109,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; directories that were left out are filled in."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workload", choices=sorted(WORKLOADS))
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="none: the summary alone")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), help="TRL's, see benchmarks.trl_step")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), help="see benchmarks.rollout")
     parser.add_argument("--plans", nargs="+", default=list(PLANS), help="see benchmarks.update")

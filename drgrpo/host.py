@@ -1,6 +1,7 @@
 """The CPU side of a run: chooses and tokenises problems, grades, computes advantages, writes the sample tables.
 
-A table grows by stages: rollout.parquet, then reward.parquet, then advantage.parquet, each whole by itself.
+A table grows by stages: rollout.parquet, then reward.parquet, then advantage.parquet, each whole by itself. Updates are
+replayed from the last, so that one alone is forced to disk.
 """
 
 import json
@@ -11,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from transformers import AutoTokenizer
 
@@ -94,12 +96,12 @@ class Host:
         completions = list(chain.from_iterable(parts))
         rows = answered(self.problems.of_step(step), completions, samples=self.config.rollout.group_size)
         columns = self._columns(rows, step=step, policy_version=policy_version, seed_step=step)
-        return write_table(self._path(step, "rollout"), columns)
+        return write_table(self._path(step, "rollout"), columns, durable=False)
 
     def score(self, table: TableRef, step: int) -> TableRef:
         """Grade every completion and add the reward columns."""
         rows = read_table(table, _GRADED).to_pydict()
-        return add_columns(table, self._path(step, "reward"), self._reward_columns(rows))
+        return add_columns(table, self._path(step, "reward"), self._reward_columns(rows), durable=False)
 
     def advantages(self, table: TableRef, step: int) -> tuple[TableRef, Metrics]:
         """Add the advantage column; returns the finished table and the step's sample metrics."""
@@ -172,6 +174,7 @@ class Host:
 
     def _columns(self, rows: Sequence[Row], *, step: int, policy_version: int, seed_step: int) -> dict[str, list[Any]]:
         problems, completions = [row.problem for row in rows], [row.completion for row in rows]
+        token_ids = [np.array(completion.token_ids, dtype=np.int64) for completion in completions]
         seeds = [sample_seed(self.config.seed, seed_step, row.problem.id, row.sample_index) for row in rows]
         columns: dict[str, list[Any]] = {
             "run_id": [self.run_id] * len(rows),
@@ -186,8 +189,8 @@ class Host:
             "columns": [_as_json(problem.problem.columns) for problem in problems],
             "prompt": [problem.prompt for problem in problems],
             "prompt_ids": [list(problem.prompt_ids) for problem in problems],
-            "completion": self.tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True),
-            "completion_ids": [completion.token_ids for completion in completions],
+            "completion": self.tokenizer.batch_decode(token_ids, skip_special_tokens=True),
+            "completion_ids": token_ids,
             "finish_reason": [completion.finish_reason for completion in completions],
         }
         if completions[0].logprobs is not None:

@@ -88,6 +88,12 @@ class Run:
         self.notice.release()
         return metrics
 
+    def begin_rollout(self, step: int) -> None:
+        """Have the samplers begin with a step while the one before is recorded, where nothing else is due on them."""
+        is_last, idle = step >= self.config.total_steps, not self.is_evaluation_due(step)
+        if not is_last and idle and self.table(step, "rollout") is None:
+            self.cluster.begin_rollout(step, self.policy_version)
+
     def table(self, step: int, stage: str, *, source: TableRef | None = None) -> TableRef | None:
         """The stage's table of a step if it is there and whole, and made from `source` where that is given."""
         return find_table(self._path(step, stage), source=source)

@@ -34,11 +34,12 @@ class TableRef:
     num_rows: int
 
 
-def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> TableRef:
-    """Write `columns` (name to equally long sequences) as one table, atomically and durably.
+def write_table(path: Path, columns: Mapping[str, Sequence[Any]], *, durable: bool = True) -> TableRef:
+    """Write `columns` (name to equally long sequences) as one table, atomically.
 
     Equal columns in equal order give equal bytes. A crash at any point leaves either the whole table or one that
     `find_table` does not accept, because the manifest `<path>.json` is written after the data and holds their digest.
+    Unless `durable`, a power cut may also leave such a one later: for a stage whose next one writes it all again.
 
     Raises:
         TableError: Columns of different lengths, or none at all.
@@ -46,7 +47,7 @@ def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> TableRef:
     lengths = {name: len(values) for name, values in columns.items()}
     if not lengths or len(set(lengths.values())) > 1:
         raise TableError(f"{path}: a table needs one or more columns of equal length, got {lengths}")
-    return _write(path, pa.table({name: pa.array(values) for name, values in columns.items()}), {})
+    return _write(path, pa.table({name: pa.array(values) for name, values in columns.items()}), {}, durable=durable)
 
 
 def read_table(ref: TableRef, columns: Collection[str] | None = None) -> pa.Table:
@@ -89,10 +90,10 @@ def named_table(path: Path, *, source: TableRef | None = None) -> TableRef | Non
         return None
 
 
-def add_columns(ref: TableRef, path: Path, columns: Mapping[str, Sequence[Any]]) -> TableRef:
+def add_columns(ref: TableRef, path: Path, columns: Mapping[str, Sequence[Any]], *, durable: bool = True) -> TableRef:
     """Write the table of `ref` with `columns` (each of `ref.num_rows` values) appended, as a new table at `path`.
 
-    The new table's manifest holds the digest of `ref` as its `source`.
+    The new table's manifest holds the digest of `ref` as its `source`. `durable` as in `write_table`.
 
     Raises:
         TableError: A column that exists already or has another length, or `ref` does not verify.
@@ -104,32 +105,34 @@ def add_columns(ref: TableRef, path: Path, columns: Mapping[str, Sequence[Any]])
         if len(values) != table.num_rows:
             raise TableError(f"{ref.path}: column {name!r} has {len(values)} values for {table.num_rows} rows")
         table = table.append_column(name, pa.array(values))
-    return _write(path, table, {"source": ref.sha256})
+    return _write(path, table, {"source": ref.sha256}, durable=durable)
 
 
-def _write(path: Path, table: pa.Table, origin: Mapping[str, str]) -> TableRef:
+def _write(path: Path, table: pa.Table, origin: Mapping[str, str], *, durable: bool) -> TableRef:
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = _replace(path, lambda file: pq.write_table(table, file, compression="zstd"))
+    digest = _replace(path, lambda file: pq.write_table(table, file, compression="zstd"), durable=durable)
     manifest = json.dumps({"sha256": digest, "num_rows": table.num_rows, **origin}, sort_keys=True) + "\n"
-    _replace(_manifest(path), lambda file: file.write(manifest.encode()))
+    _replace(_manifest(path), lambda file: file.write(manifest.encode()), durable=durable)
     return TableRef(str(path), digest, table.num_rows)
 
 
-def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> str:
-    """Write a file beside `path`, force it to disk and rename it into place; returns the digest of what was written."""
+def _replace(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool) -> str:
+    """Write a file beside `path` and rename it into place, forced to disk if `durable`; returns its digest."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         digest = _digest(Path(name))
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
     return digest
 
 

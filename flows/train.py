@@ -44,6 +44,7 @@ def iterate(run: Run) -> dict[str, Any]:
         samples = advantage(run, samples, step=step)
         update(run, samples, step=step)
         push(run, step=step + 1)
+        run.begin_rollout(step + 1)
         if run.is_evaluation_due(step + 1):
             evaluate(run, step=step + 1)
         if run.savepoints.is_due(step + 1):

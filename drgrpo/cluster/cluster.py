@@ -36,6 +36,7 @@ class Cluster:
         Raises ConfigError when Ray does not give the devices.
         """
         self.config, self._logs = config, run_dir / "logs"
+        self._begun: tuple[tuple[int, int], float, list[Any]] | None = None
         try:
             start_ray(settings, self._logs)
             self.engines = Engines(config, settings, model_path, run_id, run_dir, train=train)
@@ -53,11 +54,19 @@ class Cluster:
                 stop_ray()
             raise
 
-    def rollout(self, step: int, policy_version: int) -> tuple[TableRef, Metrics]:
-        """Sample the step's groups from `policy_version` and write their table."""
-        host = self.engines.host
-        started = time.perf_counter()
+    def begin_rollout(self, step: int, policy_version: int) -> None:
+        """Have the samplers begin with the step's groups; the `rollout` of the same step and policy waits for them."""
+        host, started = self.engines.host, time.perf_counter()
         parts = self._generate(host.start("requests", step), host.start("sampling"), policy_version)
+        self._begun = (step, policy_version), started, parts
+
+    def rollout(self, step: int, policy_version: int) -> tuple[TableRef, Metrics]:
+        """Sample the step's groups from `policy_version`, unless that has begun, and write their table."""
+        if self._begun is None or self._begun[0] != (step, policy_version):
+            self.begin_rollout(step, policy_version)
+        assert self._begun is not None
+        (_, started, parts), self._begun = self._begun, None
+        host = self.engines.host
         ray.wait(parts, num_returns=len(parts), fetch_local=False)
         seconds = time.perf_counter() - started
         table: TableRef = host.call("write_rollout", step, policy_version, *parts)

@@ -4,12 +4,12 @@ The backward pass recomputes each chunk's logits, so memory is [chunk, vocabular
 the element-wise work on a chunk is compiled into kernels that read the 16-bit logits once or twice.
 """
 
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from drgrpo.trainer.compiled import compiled
 
 
 def token_statistics(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -33,15 +33,6 @@ def entropy_gradient(logits: Tensor, normalizer: Tensor, entropy: Tensor, grad: 
     return (-logp.exp() * (logp + entropy[:, None]) * (grad[:, None] / temperature)).to(logits.dtype)
 
 
-@lru_cache(maxsize=8)
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True)
-
-
-def _on(device: torch.device, function: Callable[..., Any]) -> Callable[..., Any]:
-    return _compiled(function) if device.type == "cuda" else function
-
-
 def _outer_sum(grad: Tensor, hidden: Tensor) -> Tensor:
     """grad [C, V] transposed times hidden [C, D] in float32, so that chunks do not add up rounded sums."""
     if grad.is_cuda and grad.dtype != torch.float32:
@@ -58,7 +49,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logprobs = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         entropy, normalizer = torch.empty_like(logprobs), torch.empty_like(logprobs)
-        statistics = _on(hidden.device, token_statistics)
+        statistics = compiled(token_statistics, hidden.device)
         for start in range(0, hidden.shape[0], chunk):
             span = slice(start, start + chunk)
             logits = hidden[span] @ weight.t()
@@ -78,11 +69,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
         for start in range(0, hidden.shape[0], ctx.chunk):
             span = slice(start, start + ctx.chunk)
             logits = hidden[span] @ weight.t()
-            grad = _on(hidden.device, logits_gradient)(
+            grad = compiled(logits_gradient, hidden.device)(
                 logits, targets[span], normalizer[span], grad_logprobs[span], ctx.temperature
             )
             if ctx.with_entropy:
-                grad = grad + _on(hidden.device, entropy_gradient)(
+                grad = grad + compiled(entropy_gradient, hidden.device)(
                     logits, normalizer[span], entropy[span], grad_entropy[span], ctx.temperature
                 )
             grad_hidden[span] = grad @ weight

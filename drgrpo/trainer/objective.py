@@ -10,6 +10,7 @@ from torch import Tensor
 from drgrpo.config import TrainConfig
 from drgrpo.loss import policy_loss
 from drgrpo.trainer.batch import PackedBatch, Sample
+from drgrpo.trainer.layout import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Objective:
         total, metrics = policy_loss(
             padded,
             _rows(old, rows, padded) if old else padded.detach(),
-            torch.tensor([samples[i].advantage for i in rows] or [0.0], device=self.device),
+            to_device(torch.tensor([samples[i].advantage for i in rows] or [0.0]), self.device),
             mask,
             aggregation=loss.aggregation,
             num_sequences=scale.num_sequences,
@@ -85,4 +86,4 @@ def _rows(values: dict[int, Tensor], rows: Sequence[int], like: Tensor) -> Tenso
     padded = torch.zeros(like.shape, dtype=torch.float32)
     for row, index in enumerate(rows):
         padded[row, : len(values[index])] = values[index]
-    return padded.to(like.device)
+    return to_device(padded, like.device)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from drgrpo.architecture import unsupported_parts
 from drgrpo.trainer import attention
 from drgrpo.trainer.batch import PackedBatch
+from drgrpo.trainer.gated_mlp import keep_less
 from drgrpo.trainer.gather import gather
 from drgrpo.trainer.logprobs import LogprobHead
 
@@ -44,6 +45,7 @@ class Policy(nn.Module):
         model.config.use_cache = False
         if fused_kernels:
             fuse_kernels(model, model.config.model_type)
+            keep_less(model.model.layers)
         self.decoder = model.model
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -102,10 +102,13 @@ class Trainer:
         losses: list[Tensor] = []
         sums: list[dict[str, Tensor | float]] = []
         self.engine.train()
-        for index, microbatch in enumerate(plan):
+        following = self.microbatches.pack(samples, plan[0])
+        for index in range(len(plan)):
+            batch, rows = following
             self.engine.set_gradient_accumulation_boundary(index == len(plan) - 1)
-            batch, rows = self.microbatches.pack(samples, microbatch)
             loss, metrics = self.objective.loss(samples, batch, rows, old=old, scale=scale)
+            # DeepSpeed waits for the device at the end of a backward pass, so the next one is packed before.
+            following = self.microbatches.pack(samples, plan[index + 1]) if index + 1 < len(plan) else following
             # DeepSpeed averages over ranks; our loss is already the global sum's share.
             self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
             losses.append(loss.detach())  # read at the end: a read per micro-batch would stall the device
@@ -123,13 +126,15 @@ class Trainer:
         if not indices:
             return {}
         found: dict[int, Tensor] = {}
+        computed: list[tuple[Tensor, list[int]]] = []
         with torch.no_grad():
             for microbatch in self.microbatches.plan(samples, indices):
                 batch, rows = self.microbatches.pack(samples, microbatch)
                 logprobs, _ = self.engine(batch, self.config.rollout.temperature)
-                padded = batch.pad(logprobs).cpu()
-                # cloned, because pickling a slice for the exchange would carry the whole micro-batch along
-                found |= {i: padded[r, : len(samples[i].completion_ids)].clone() for r, i in enumerate(rows)}
+                computed.append((batch.pad(logprobs), rows))
+        for padded, rows in ((values.cpu(), rows) for values, rows in computed):  # only now: a copy waits
+            # cloned, because pickling a slice for the exchange would carry the whole micro-batch along
+            found |= {i: padded[r, : len(samples[i].completion_ids)].clone() for r, i in enumerate(rows)}
         return self._exchange(found)
 
     def score(self, samples: Sequence[Sample], *, temperature: float = 1.0) -> list[list[float]]:

@@ -74,6 +74,8 @@ def zero_config(dtype: str, *, optimizer: OptimizerConfig, trainer: TrainerConfi
         "overlap_comm": world_size > 1,
         "stage3_param_persistence_threshold": _PERSIST_ALL if world_size == 1 else _PERSIST_SMALL,
         "stage3_model_persistence_threshold": _PERSIST_ALL,
+        # A linear layer that looks its weight up again in the backward pass, in Python, where that may be elsewhere.
+        "memory_efficient_linear": world_size > 1,
     }
     if trainer.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
@@ -102,8 +104,7 @@ def build_engine(policy: Policy, config: dict[str, Any], optimizer: OptimizerCon
         weight_decay=optimizer.weight_decay,
         fused=True,
     )
-    # Hooks at every linear layer cost 0.2 s of Python a micro-batch: a decoder layer is gathered as one.
-    set_z3_leaf_modules(policy, [type(policy.decoder.layers[0])])
+    _gather_whole_layers(policy)
     engine, *_ = deepspeed.initialize(model=policy.to(device), optimizer=adamw, config=config)
     return engine
 
@@ -111,6 +112,7 @@ def build_engine(policy: Policy, config: dict[str, Any], optimizer: OptimizerCon
 def build_reference(policy: Policy, dtype: str, device: torch.device) -> Any:
     """Wrap a frozen policy in a ZeRO-3 engine without an optimizer, for the KL term."""
     policy.requires_grad_(False)
+    _gather_whole_layers(policy)
     config = {
         "train_micro_batch_size_per_gpu": 1,
         "bf16": {"enabled": dtype == "bfloat16"},
@@ -120,3 +122,8 @@ def build_reference(policy: Policy, dtype: str, device: torch.device) -> Any:
     engine, *_ = deepspeed.initialize(model=policy.to(device), config=config)
     engine.eval()  # of DeepSpeed's engine, this returns None
     return engine
+
+
+def _gather_whole_layers(policy: Policy) -> None:
+    """Hooks at every linear layer cost 0.2 s of Python a micro-batch; and a layer may use any of its weights."""
+    set_z3_leaf_modules(policy, [type(policy.decoder.layers[0])])

@@ -61,6 +61,9 @@ class FakeCluster:
             for split, digest in digests.items()
         } | {"dropped": {"train_duplicates": 2}}
 
+    def begin_rollout(self, step: int, policy_version: int) -> None:
+        self._check_version(policy_version)
+
     def rollout(self, step: int, policy_version: int) -> tuple[TableRef, dict[str, float]]:
         self.script.note(f"rollout-{step}")
         self._check_version(policy_version)

@@ -82,7 +82,11 @@ def make_pair() -> Iterator[MakePair]:
     engines: list[EngineProcess] = []
 
     def make(model: Path, options: Mapping[str, Any]) -> Pair:
-        quick = {"rollout.gpu_memory_utilization": SAMPLER_SHARE, "rollout.enforce_eager": True}
+        quick = {
+            "rollout.gpu_memory_utilization": SAMPLER_SHARE,
+            "rollout.kv_cache_gib": 1,
+            "rollout.enforce_eager": True,
+        }
         config = make_config(model, {**quick, **options})
         target = "tests.gpu.device_sampler.DeviceSampler"
         sampler = EngineProcess(target, config, model, ON_GPU, environment=environment(config, "rollout"))
