@@ -53,7 +53,7 @@ def account(window: Interval, metrics: Mapping[str, float], calls: Sequence[Call
     stages = sum(metrics[f"seconds/{stage}"] for stage in STAGES)
     busy: Metrics = defaultdict(float)
     for call in calls:
-        if window[0] <= call.start < window[1]:
+        if window[0] <= call.end < window[1]:  # a generation may begin before the step before is recorded
             busy[f"busy/{call.name}"] += call.end - call.start
     return {
         "account/step": step,
