@@ -13,8 +13,8 @@ _COMMON: dict[str, dict[str, Any]] = {
     "model": {"dtype": "bfloat16"},
     "data": {"prompt_style": "plain", "max_prompt_tokens": 160},
     "reward": {"functions": {"benchmarks.hash_reward.reward": 1.0}, "truncated_reward": "keep"},
-    "rollout": {"group_size": 8, "ignore_eos": True, "gpu_memory_utilization": 0.2},
-    "trainer": {"tokens_per_microbatch": 17000, "gradient_checkpointing": 0.1, "logprob_chunk_tokens": 4096},
+    "rollout": {"group_size": 8, "ignore_eos": True, "gpu_memory_utilization": 0.25},
+    "trainer": {"tokens_per_microbatch": 21100, "gradient_checkpointing": 0.5, "logprob_chunk_tokens": 4096},
     "evaluation": {
         "every_steps": 0,
         "num_problems": 4,
@@ -95,6 +95,7 @@ WORKLOADS = {
                 "max_completion_tokens": 1024,
                 "max_num_seqs": 1024,
                 "forced_lengths": spread_lengths(1024, limit=1024),
+                "gpu_memory_utilization": 0.3,
             },
             "trainer": {"completions_per_update": 128},
         },

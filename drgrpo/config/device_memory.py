@@ -13,8 +13,6 @@ from drgrpo.config.train import TrainConfig
 GIB = 2**30
 # Elements of the buffer in which DeepSpeed collects gradients before it adds them up.
 REDUCE_BUCKET = 500_000_000
-# Backward through a layer holds the gradients of part of its activations besides; fitted to the measured peaks.
-BACKWARD_SHARE = 0.4
 # Assumed: two CUDA contexts, the staging buffer of a push, what allocators cannot use.
 OVERHEAD_BYTES = 5 * GIB // 2
 
@@ -100,13 +98,15 @@ def trainer_bytes(config: TrainConfig, shape: ModelShape) -> int:
     states = (compute + (0 if trainer.offload_optimizer else 16)) * shape.num_parameters
     reference = compute * shape.num_parameters if config.loss.kl_coef > 0 else 0
     inputs = compute * shape.hidden * trainer.tokens_per_microbatch
-    # Inputs and outputs of two norms, of attention and of its projections; gate, up and their product.
-    layer = compute * (8 * shape.hidden + 3 * shape.intermediate) * trainer.tokens_per_microbatch
+    # Inputs and outputs of two norms, of attention and of its projections; gate and up, in float32 their product too.
+    wide = compute * shape.intermediate * trainer.tokens_per_microbatch
+    layer = 8 * inputs + (2 if compute == 2 else 3) * wide
     # The first layers recompute, when what the last ones kept is free again.
     recomputed = round(trainer.gradient_checkpointing * shape.num_layers)
     kept = recomputed * inputs + (shape.num_layers - recomputed) * layer
-    at_work = int(layer * (BACKWARD_SHARE + (recomputed == shape.num_layers)))
-    head = (2 * compute * trainer.logprob_chunk_tokens + 4 * shape.hidden) * shape.vocabulary
+    # The product and three gradients of the width of the MLP; chunk and its gradient, and the head's gradient twice.
+    at_work = 4 * wide + (layer if recomputed == shape.num_layers else 0)
+    head = (2 * compute * trainer.logprob_chunk_tokens + 8 * shape.hidden) * shape.vocabulary
     return (states + reference) // trainer.num_ranks + compute * REDUCE_BUCKET + kept + max(head, at_work)
 
 

@@ -76,7 +76,8 @@ def test_an_evaluation_needs_the_samplers_memory_alone():
 
 
 SHAPE = ModelShape(num_parameters=1000, hidden=8, intermediate=32, num_layers=3, vocabulary=50, kv_width=4)
-LAYER = 2 * (8 * 8 + 3 * 32)  # bytes of a layer's activations for one token, in bfloat16
+LAYER = 2 * (8 * 8 + 2 * 32)  # bytes of a layer's activations for one token, in bfloat16
+AT_WORK = 2 * 4 * 32
 
 
 def device_memory(**options):
@@ -87,12 +88,12 @@ def device_memory(**options):
 
 
 def test_device_memory_is_the_states_what_is_kept_and_what_is_at_work():
-    head = (4 * 1 + 4 * 8) * 50
-    assert head < 0.4 * 100 * LAYER
-    assert device_memory() == 18 * 1000 + 3 * 100 * LAYER + 0.4 * 100 * LAYER
-    assert device_memory(trainer__logprob_chunk_tokens=90) == 18 * 1000 + 3 * 100 * LAYER + (4 * 90 + 4 * 8) * 50
+    head = (4 * 1 + 8 * 8) * 50
+    assert head < 100 * AT_WORK
+    assert device_memory() == 18 * 1000 + 3 * 100 * LAYER + 100 * AT_WORK
+    assert device_memory(trainer__logprob_chunk_tokens=900) == 18 * 1000 + 3 * 100 * LAYER + (4 * 900 + 8 * 8) * 50
     recomputed = device_memory(trainer__gradient_checkpointing=True)
-    assert recomputed == 18 * 1000 + 3 * 100 * 2 * 8 + 1.4 * 100 * LAYER
+    assert recomputed == 18 * 1000 + 3 * 100 * 2 * 8 + 100 * (LAYER + AT_WORK)
     # Two of three layers: the third is kept, and nothing of it is left when the two recompute.
     assert device_memory(trainer__gradient_checkpointing=0.7) == recomputed + 100 * (LAYER - 2 * 8) - 100 * LAYER
 
@@ -101,7 +102,8 @@ def test_device_memory_without_the_optimizer_is_the_weights_and_a_reference_is_o
     assert device_memory() - device_memory(trainer__offload_optimizer=True) == 16 * 1000
     assert device_memory(loss__kl_coef=0.1) - device_memory() == 2 * 1000
     float32 = device_memory(model__dtype="float32")
-    assert float32 == 20 * 1000 + 2 * (3 * 100 * LAYER + 0.4 * 100 * LAYER)
+    # In float32 the MLP keeps its product too.
+    assert float32 == 20 * 1000 + 2 * (3 * 100 * (LAYER + 2 * 32) + 100 * AT_WORK)
     assert kv_bytes(TrainConfig(), SHAPE) == 2 * 2 * 3 * 4
 
 
@@ -142,8 +144,8 @@ def judged_on(device_bytes, shared_by=1, **options):
 
 
 def test_trainer_sampler_and_overhead_fit_on_the_device_or_not():
-    # 18 bytes for each of 1e9 parameters, a bucket of 1e9 bytes, 10.4 layers of activations; the sampler as much.
-    trainer = 18 * 10**9 + 10**9 + int(10.4 * 100 * LAYER)
+    # 18 bytes for each of 1e9 parameters, a bucket of 1e9 bytes, ten layers of activations; the sampler as much.
+    trainer = 18 * 10**9 + 10**9 + 10 * 100 * LAYER + 100 * AT_WORK
     enough = 2 * (trainer + OVERHEAD_BYTES)
     assert OVERHEAD_BYTES == 2.5 * GIB
     assert judged_on(enough + 2) == []
@@ -202,7 +204,7 @@ def test_devices_are_asked_by_index_and_by_uuid(monkeypatch):
 
 def test_the_estimate_is_within_two_percent_of_every_measured_peak_and_the_page_shows_it():
     peaks = list(measured_peaks(json.loads(MEASURED.read_text())))
-    assert len(peaks) >= 4
+    assert len(peaks) >= 3
     for _, computed, measured in peaks:
         assert computed == pytest.approx(measured, rel=0.02)
     page = ROOT / "docs" / "memory.md"
