@@ -16,11 +16,13 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.machine import enter_engine, hardware, versions
 from benchmarks.options import Options, parse_options
+from benchmarks.profile import profile
 from benchmarks.workloads import WORKLOADS
 from drgrpo.config import TrainConfig
 from drgrpo.config.overrides import apply_overrides
@@ -95,8 +97,10 @@ def sleep_and_wake(engine: "RolloutEngine", *, repeats: int) -> list[dict[str, f
     return times
 
 
-def measure_engine(configs: Sequence[TrainConfig], *, on_gpu: bool, repeats: int) -> Iterator[dict[str, Any]]:
-    """The results of settings that share an engine."""
+def measure_engine(
+    configs: Sequence[TrainConfig], *, on_gpu: bool, repeats: int, profiled: Path | None
+) -> Iterator[dict[str, Any]]:
+    """The results of settings that share an engine; `profiled` gets a profile of one more rollout of the last."""
     with built_engine(configs[0], on_gpu=on_gpu) as engine, tempfile.TemporaryDirectory() as folder:
         from drgrpo.host import Host
 
@@ -104,6 +108,9 @@ def measure_engine(configs: Sequence[TrainConfig], *, on_gpu: bool, repeats: int
             host = Host(config, config.model.path, "benchmark", folder)
             try:
                 result = measure(engine, host, repeats=repeats)
+                if profiled and config is configs[-1]:
+                    requests, sampling = host.requests(repeats + 1), host.sampling()
+                    profiled.write_text(profile(partial(engine.generate, requests, sampling, policy_version=0)))
             finally:
                 host.close()
             sleeps = sleep_and_wake(engine, repeats=repeats) if on_gpu and config.placement.sleep else None
@@ -120,7 +127,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--setting", action="append", default=[])
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--profile", action="store_true", help="profile the last setting of the last engine")
     options = parser.parse_args()
+    profiled = options.out.with_suffix(".txt") if options.profile else None
 
     workload = WORKLOADS[options.workload]
     config = TrainConfig.model_validate(workload.config(options.model.resolve(), options.data.resolve()))
@@ -131,7 +140,8 @@ def main() -> None:
     by_engine = sorted(settings, key=lambda text: engine_key(settings[text]))
     for _, group in itertools.groupby(by_engine, key=lambda text: engine_key(settings[text])):
         names = list(group)
-        measured = measure_engine([settings[name] for name in names], on_gpu=on_gpu, repeats=options.repeats)
+        chosen = [settings[name] for name in names]
+        measured = measure_engine(chosen, on_gpu=on_gpu, repeats=options.repeats, profiled=profiled)
         try:
             for name, result in zip(names, measured, strict=True):
                 results["settings"][name] = result

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.machine import enter_engine, hardware, versions
 from benchmarks.options import Options, parse_options
+from benchmarks.profile import profile
 from benchmarks.workloads import WORKLOADS
 from drgrpo.config import TrainConfig
 
@@ -97,19 +98,6 @@ def measure(trainer: "Trainer", batch: "list[Sample]", *, repeats: int) -> dict[
     }
 
 
-def profile(trainer: "Trainer", batch: "list[Sample]") -> str:
-    """The kernels that one update spends its time in, and the calls that its host spends its time in."""
-    import torch
-
-    kinds = torch.profiler.ProfilerActivity
-    with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA]) as profiler:
-        trainer.update(batch, step=0)
-        torch.cuda.synchronize()
-    averages = profiler.key_averages()
-    orders = ("self_device_time_total", "self_cpu_time_total")
-    return "\n".join(averages.table(sort_by=key, row_limit=40, max_name_column_width=80) for key in orders)
-
-
 def build_trainer(config: TrainConfig, *, on_gpu: bool) -> "Trainer":
     """One rank on this machine's GPU or CPU, whose layers can be switched to recompute."""
     import torch
@@ -159,7 +147,7 @@ def main() -> None:
         print(text or "workload", plans[text or "workload"], flush=True)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
     if options.profile:
-        options.out.with_suffix(".txt").write_text(profile(trainer, batch))
+        options.out.with_suffix(".txt").write_text(profile(lambda: trainer.update(batch, step=0)))
 
 
 if __name__ == "__main__":
