@@ -39,7 +39,7 @@ test-unit: $(RUNTIME) $(DEV) ## The unit tests alone
 # Processes of their own: each has its own Prefect server, and its client of events has not served other tests before.
 test-rest: test-unit
 	$(PYTEST) -n 2 tests/start
-	$(PYTEST) tests/engines
+	$(PYTEST) -n 2 --dist loadfile tests/engines
 	printf '%s\n' tests/flows/test_*.py | xargs -P 2 -n 1 $(PYTEST)
 	$(PYTEST) tests/faults
 
