@@ -40,7 +40,7 @@ test-unit: $(RUNTIME) $(DEV) ## The unit tests alone
 test-rest: test-unit
 	$(PYTEST) -n 2 tests/start
 	$(PYTEST) -n 2 --dist loadfile tests/engines
-	for file in tests/flows/test_*.py; do $(PYTEST) $$file; done
+	printf '%s\n' tests/flows/test_*.py | xargs -P 2 -n 1 $(PYTEST)
 	$(PYTEST) tests/faults
 
 lint: $(RUNTIME) $(DEV) ## Style, format and types
