@@ -41,7 +41,7 @@ test-rest: test-unit
 	$(PYTEST) -n 2 tests/start
 	$(PYTEST) -n 2 --dist loadfile tests/engines
 	printf '%s\n' tests/flows/test_*.py | xargs -P 2 -n 1 $(PYTEST)
-	$(PYTEST) tests/faults
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder tests/faults/test_kills.py tests/faults
 
 lint: $(RUNTIME) $(DEV) ## Style, format and types
 	$(BIN)/ruff check .
