@@ -26,7 +26,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no-length": {"adv_norm.std_level": "group"},
     "rloo": {"adv_norm.leave_one_out": True},
     "one-update": {"trainer.completions_per_update": 1024},
-    "corrected": {"loss.correction": "token_tis"},
+    "corrected": {"loss.correction": "token_tis", "rollout.sampler_logprobs": True},
 }
 """Arms beside those of the deployment, as changes of Dr. GRPO."""
 

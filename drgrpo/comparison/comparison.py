@@ -36,8 +36,8 @@ class Comparison:
             return [""]
         size = max(run.num_devices for run in self.runs)
         found = visible_devices()
-        devices = [",".join(found[i : i + size]) for i in range(0, len(found) - size + 1, size)] or [""]
-        return devices * self.settings.runs_per_gpu
+        devices = [",".join(found[i : i + size]) for i in range(0, len(found) - size + 1, size)]
+        return devices * self.settings.runs_per_gpu or [""]
 
     def is_done(self, run: ArmRun) -> bool:
         """Whether the run has its summary and the evaluation of its last step."""

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.baseline import ABLATIONS, deployed
 from benchmarks.given_lengths import with_limits
 from benchmarks.machine import hardware_name
 from benchmarks.options import parse_options
@@ -22,6 +23,8 @@ from benchmarks.step import medians, overridden
 from benchmarks.summary import own_stages, peer, summarize
 from benchmarks.timeline import Call, account, busy_seconds
 from benchmarks.workloads import WORKLOADS
+from deployments.steps import load_deployment
+from drgrpo.config.overrides import config_digest, load_config
 
 ROOT = Path(__file__).parents[2]
 HAS_TRL = importlib.util.find_spec("trl") is not None
@@ -288,3 +291,16 @@ def test_the_plot_draws_what_there_is(tmp_path: Path) -> None:
     for name, chosen in {"both": results, "ours": {"step": step_result()}, "none": {}}.items():
         plot_stages(summarize("a", chosen, {}), tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_every_arm_of_the_baseline_is_a_configuration_that_loads_and_differs_from_dr_grpo() -> None:
+    parameters = deployed()
+    assert list(parameters["arms"]) == ["dr-grpo", "grpo"] and len(parameters["seeds"]) == 3
+    base = load_deployment("gsm8k-smollm2")
+    digests = {config_digest(base)}
+    for overrides in (parameters["arms"]["grpo"], *ABLATIONS.values()):
+        digests.add(config_digest(load_config(base, overrides)))
+    assert len(digests) == 2 + len(ABLATIONS)
+    assert config_digest(load_config(base, parameters["arms"]["grpo"])) == config_digest(
+        load_deployment("gsm8k-smollm2-grpo")
+    )

@@ -38,7 +38,7 @@ def test_later_minibatches_are_clipped_against_frozen_logprobs(
     options, changes = OFF_POLICY[case]
     config = make_config(
         tiny_model,
-        {"trainer.completions_per_update": 4, "trainer.tokens_per_microbatch": 64, "optimizer.lr": 3e-3, **options},
+        {"trainer.completions_per_update": 4, "trainer.tokens_per_microbatch": 64, "optimizer.lr": 4e-3, **options},
     )
     samples = with_zero_advantages(SAMPLES, {6})
     result = trainers(world_size).call("update", config, [samples])
@@ -52,7 +52,7 @@ def test_later_minibatches_are_clipped_against_frozen_logprobs(
         assert_equal_gradients(record, expected)
         num_clipped.append(expected.num_clipped)
     assert num_clipped[0] == 0
-    assert min(num_clipped[1:]) >= 3  # or the test would not see a missing clip
+    assert min(num_clipped[1:]) >= 5  # or the test would not see a missing clip
     trained = [sample for sample in samples if sample.advantage or objective.beta]
     num_tokens = sum(sample.completion_len for sample in trained)
     assert result["metrics"][0]["clip_fraction"] == pytest.approx(sum(num_clipped) / num_tokens)
