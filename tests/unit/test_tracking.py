@@ -19,6 +19,8 @@ from drgrpo.tracking.spool import Unreachable
 from drgrpo.tracking.store import MlflowStore
 from tests.unit.tracked import free_port, points, start
 
+SECRET = "sesame-9f2c"  # with letters that no id of a run has
+
 
 def test_a_run_holds_its_metrics_parameters_tags_and_status(uri: str, tmp_path: Path) -> None:
     params = {"optimizer": {"lr": 1e-6}, "reward": {"functions": {"gsm8k": 1.0}}, "stop": ["</answer>"]}
@@ -207,11 +209,11 @@ def test_values_that_are_not_finite_are_named_and_counted(uri: str, tmp_path: Pa
 
 def test_secrets_reach_neither_parameters_nor_tags(uri: str, tmp_path: Path) -> None:
     params = {
-        "hub_token": "abc", "db": {"password": "abc"}, "apiKey": "abc", "client": {"api_key": "abc"},
-        "key": SecretStr("abc"), "url": "http://me:abc@host/x", "note": "hf_" + "a" * 30,
+        "hub_token": SECRET, "db": {"password": SECRET}, "apiKey": SECRET, "client": {"api_key": SECRET},
+        "key": SecretStr(SECRET), "url": f"http://me:{SECRET}@host/x", "note": "hf_" + "a" * 30,
         "rollout": {"max_completion_tokens": 8}, "loss": {"aggregation": "token_mean"},
     }  # fmt: skip
-    tracker = start(uri, tmp_path, params=params, tags={"secret": "abc", "from": "https://me:abc@host"})
+    tracker = start(uri, tmp_path, params=params, tags={"secret": SECRET, "from": f"https://me:{SECRET}@host"})
     tracker.finish()
     run = MlflowClient(uri).get_run(tracker.run_id)
     assert run.data.params == {
@@ -219,7 +221,7 @@ def test_secrets_reach_neither_parameters_nor_tags(uri: str, tmp_path: Path) -> 
         "rollout.max_completion_tokens": "8", "loss.aggregation": "token_mean",
     }  # fmt: skip
     assert "secret" not in run.data.tags and run.data.tags["from"] == "https://***@host"
-    assert "abc" not in (tmp_path / "spool" / f"{tracker.run_id}.jsonl").read_text()
+    assert SECRET not in (tmp_path / "spool" / f"{tracker.run_id}.jsonl").read_text()
 
 
 def test_long_parameters_are_cut_with_their_length_and_many_are_logged_in_parts(uri: str, tmp_path: Path) -> None:
