@@ -9,7 +9,7 @@ from drgrpo.checkpoints.directory import PARTIAL, checkpoint_step, looks_whole
 from drgrpo.checkpoints.files import link_file
 from drgrpo.config import TrainConfig
 from drgrpo.config.errors import ConfigError, Mistake
-from drgrpo.config.output_lock import hold_output_directory
+from drgrpo.config.output_lock import hold_output_directory, is_held_by
 from drgrpo.description import Description, read_description, recipe_mistakes, write_description
 from drgrpo.durable import sync_directory
 from drgrpo.run_id import check_run_id
@@ -54,18 +54,23 @@ def parse_origin(text: str, runs_dir: Path, *, field: str = FIELD) -> Origin | N
     return Origin(run_id, int(step))
 
 
-def check_origin(origin: Origin, config: TrainConfig, runs_dir: Path) -> list[Mistake]:
-    """What keeps `config` from starting at `origin`: a run with other numbers or in use, a fork without steps to go."""
+def check_origin(origin: Origin, config: TrainConfig, runs_dir: Path, *, own_id: str) -> list[Mistake]:
+    """What keeps `config` from starting at `origin`: a run with other numbers or in use, a fork without steps to go.
+
+    A run that another process of flow run `own_id` goes on with is not in use: that one is waited for.
+    """
     if origin.step is not None:
         return _check_rest(origin.step, config)
     directory = runs_dir / origin.run_id
     description = read_description(directory)
     different = recipe_mistakes(description, config) if description else []
-    return [*different, *_in_use(directory)]
+    return [*different, *_in_use(directory, own_id)]
 
 
 def fork_run(origin: Origin, run_id: str, config: TrainConfig, runs_dir: Path) -> None:
     """Make the directory of run `run_id`, which starts from the origin's step; nothing happens if it is there already.
+
+    A run's step 0 is the model itself.
 
     Raises ConfigError when the run is not to go beyond that step, and CheckpointError for an unreadable checkpoint.
     """
@@ -74,9 +79,14 @@ def fork_run(origin: Origin, run_id: str, config: TrainConfig, runs_dir: Path) -
     if mistakes := _check_rest(origin.step, config):
         raise ConfigError(mistakes)
     if read_description(directory) is None:
-        adopted = _adopt_checkpoint(runs_dir / origin.run_id / "checkpoints", directory / "checkpoints", origin.step)
-        # The parent need not have saved it: it may have adopted it as well.
-        digest = str(read_state(adopted).get("config_digest", ""))
+        directory.mkdir(parents=True, exist_ok=True)
+        digest = ""
+        if origin.step > 0:
+            adopted = _adopt_checkpoint(
+                runs_dir / origin.run_id / "checkpoints", directory / "checkpoints", origin.step
+            )
+            # The parent need not have saved it: it may have adopted it as well.
+            digest = str(read_state(adopted).get("config_digest", ""))
         description = Description(config, "", str(origin), parent.mlflow_run_id, digest, first_step=origin.step)
         write_description(directory, description)
         sync_directory(runs_dir)
@@ -103,7 +113,9 @@ def _check_rest(step: int, config: TrainConfig) -> list[Mistake]:
     return [Mistake("total_steps", config.total_steps, f"the fork starts after {step} steps", f"give more than {step}")]
 
 
-def _in_use(directory: Path) -> list[Mistake]:
+def _in_use(directory: Path, own_id: str) -> list[Mistake]:
+    if is_held_by(directory, own_id):
+        return []
     try:
         with hold_output_directory(directory):
             return []

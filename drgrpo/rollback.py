@@ -23,17 +23,18 @@ def num_rollbacks(run_id: str) -> int:
 def roll_back(run_id: str, last_good: int, config: TrainConfig, runs_dir: Path) -> str | None:
     """Make the run that goes on from the newest checkpoint of at most `last_good` steps; returns its id.
 
-    None when the run has no such checkpoint. A fork that was bad from its first step starts from there once more.
+    None when the run has no such checkpoint. A run that was bad from its first step starts there once more: a fork
+    from the checkpoint that it adopted, any other from the model.
     """
     directory, parent = runs_dir / run_id, read_description(runs_dir / run_id)
     assert parent is not None
     at_most = max(last_good, parent.first_step)
     path = newest_whole(directory / "checkpoints", at_most=at_most).path
-    if path is None:
+    if path is None and at_most > 0:
         return None
     new_id = f"{_SUFFIX.sub('', run_id)}-rollback-{num_rollbacks(run_id) + 1}"
     lower = config.optimizer.lr * config.health.rollback_lr_factor
-    fork_run(Origin(run_id, checkpoint_step(path)), new_id, _with_lr(config, lower), runs_dir)
+    fork_run(Origin(run_id, checkpoint_step(path) if path else 0), new_id, _with_lr(config, lower), runs_dir)
     write_description(directory, replace(parent, continued_by=new_id))
     return new_id
 

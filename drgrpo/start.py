@@ -38,5 +38,6 @@ def checked_run(
     tracked = bool(run_id) and is_tracked(run_id, settings.runs_dir)
     resolved, mistakes = judge(config, overrides, settings, checks=checks, known=mistakes, is_tracked=tracked)
     if origin:
-        mistakes += [m for m in check_origin(origin, resolved, settings.runs_dir) if not in_doubt(mistakes, m.field)]
+        found = check_origin(origin, resolved, settings.runs_dir, own_id=own_id)
+        mistakes += [mistake for mistake in found if not in_doubt(mistakes, mistake.field)]
     return passed(resolved, mistakes, checks), settings, origin

@@ -16,7 +16,7 @@ from drgrpo.comparison.processes import ArmDied, ArmProcesses
 from drgrpo.config import TrainConfig
 from drgrpo.settings import load_settings
 from flows.cancellation import is_cancelled
-from flows.identity import identity
+from flows.identity import identity, own_id
 from tasks.compare import show_progress, show_report, show_runs, start_progress, train_arm
 
 _POLL_S = 5.0
@@ -50,7 +50,7 @@ def compare(
         who["run_id"] = check_origin(resume_from, settings)
     tracked = is_tracked(who["run_id"], settings)
     runs = plan_arms(config, overrides or {}, arms, seeds, settings, who["run_id"], is_tracked=tracked)
-    with open_comparison(runs, settings, **who) as comparison:
+    with open_comparison(runs, settings, **who, owner=own_id()) as comparison:
         with ArmProcesses(notice_s=settings.preemption_notice_s, is_cancelled=is_cancelled) as processes:
             Schedule(comparison, processes).run()
         summary = comparison.finish()

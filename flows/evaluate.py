@@ -15,7 +15,7 @@ from drgrpo.rollback import is_tracked
 from drgrpo.settings import load_settings
 from drgrpo.stored_policy import stored_policy
 from drgrpo.tracking import policy_path
-from flows.identity import identity
+from flows.identity import identity, own_id
 from tasks.evaluation import evaluate as evaluate_policy
 
 
@@ -45,7 +45,7 @@ def evaluate(
     tracked = is_tracked(who["run_id"], settings.runs_dir)
     config = checked_config(config, overrides, settings, checks=EVALUATION_CHECKS, train=False, is_tracked=tracked)
     with (
-        hold_output_directory(settings.runs_dir / who["run_id"]),
+        hold_output_directory(settings.runs_dir / who["run_id"], own_id()),
         open_run(config, settings, train=False, **who) as run,
     ):
         return evaluate_policy(run, step=0)

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from prefect.logging import get_run_logger
-from prefect.runtime import flow_run
 
 from drgrpo.cluster.cluster import EngineLost
 from drgrpo.config import TrainConfig
-from drgrpo.config.errors import ConfigError
 from drgrpo.config.output_lock import hold_output_directory
 from drgrpo.durable import replace_json
 from drgrpo.health import HealthStop, RollBack
@@ -23,7 +21,7 @@ from drgrpo.rollback import newest_run, roll_back
 from drgrpo.run import Run
 from drgrpo.settings import Settings
 from flows.cancellation import announced, is_cancelled
-from flows.identity import Identity, identity
+from flows.identity import Identity, identity, own_id
 
 _DELAY_S = 2.0
 _NAME = "restarts.json"
@@ -60,19 +58,8 @@ def to_the_end(
 
 
 def _hold(held: ExitStack, run_id: str, runs_dir: Path) -> None:
-    """Hold the run's directory until the end; after a death Prefect may start a run twice.
-
-    While another process of this very flow run goes on, it is waited for: then all files are there, and this one ends
-    alike.
-    """
-    while True:
-        try:
-            held.enter_context(hold_output_directory(runs_dir / run_id))
-            return
-        except ConfigError:
-            if flow_run.id != run_id:
-                raise
-        time.sleep(_DELAY_S)
+    """Hold the run's directory until the end."""
+    held.enter_context(hold_output_directory(runs_dir / run_id, own_id()))
 
 
 def _train(

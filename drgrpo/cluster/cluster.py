@@ -3,7 +3,6 @@
 The flow process holds this object; samples and weights pass between the engines and never through it.
 """
 
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +35,7 @@ class Cluster:
         Raises ConfigError when Ray does not give the devices.
         """
         self.config, self._logs = config, run_dir / "logs"
-        self._begun: tuple[tuple[int, int], float, list[Any]] | None = None
+        self._begun: tuple[tuple[int, int], list[Any]] | None = None
         try:
             start_ray(settings, self._logs)
             self.engines = Engines(config, settings, model_path, run_id, run_dir, train=train)
@@ -56,21 +55,19 @@ class Cluster:
 
     def begin_rollout(self, step: int, policy_version: int) -> None:
         """Have the samplers begin with the step's groups; the `rollout` of the same step and policy waits for them."""
-        host, started = self.engines.host, time.perf_counter()
+        host = self.engines.host
         parts = self._generate(host.start("requests", step), host.start("sampling"), policy_version)
-        self._begun = (step, policy_version), started, parts
+        self._begun = (step, policy_version), parts
 
     def rollout(self, step: int, policy_version: int) -> tuple[TableRef, Metrics]:
         """Sample the step's groups from `policy_version`, unless that has begun, and write their table."""
         if self._begun is None or self._begun[0] != (step, policy_version):
             self.begin_rollout(step, policy_version)
         assert self._begun is not None
-        (_, started, parts), self._begun = self._begun, None
-        host = self.engines.host
-        ray.wait(parts, num_returns=len(parts), fetch_local=False)
-        seconds = time.perf_counter() - started
-        table: TableRef = host.call("write_rollout", step, policy_version, *parts)
-        return table, {"engine_seconds/generate": seconds}
+        (_, parts), self._begun = self._begun, None
+        table: TableRef = self.engines.host.call("write_rollout", step, policy_version, *parts)
+        seconds: list[float] = ray.get([engine.start("generation_seconds") for engine in self.engines.rollout])
+        return table, {"engine_seconds/generate": max(seconds)}
 
     def score(self, table: TableRef, step: int) -> TableRef:
         """Grade the step's completions."""

@@ -28,13 +28,14 @@ def open_comparison(
     experiment: str,
     name: str,
     tags: Mapping[str, str],
+    owner: str = "",
 ) -> Iterator[Comparison]:
-    """Start or continue comparison `run_id`; its MLflow run ends with the block.
+    """Start or continue comparison `run_id` in flow run `owner`; its MLflow run ends with the block.
 
     Raises ConfigError when another process holds the directory.
     """
     directory = settings.runs_dir / run_id
-    with hold_output_directory(directory):
+    with hold_output_directory(directory, owner):
         tracker = _start_tracker(runs, settings, run_id, experiment, name, {"drgrpo.comparison": run_id, **tags})
         status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
         try:

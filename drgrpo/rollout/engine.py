@@ -1,5 +1,6 @@
 """One vLLM engine. It must be the first thing its process does: torch work before it can hang vLLM's fork."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class RolloutEngine:
             disable_log_stats=True,
             **(gpu_options if on_gpu else cpu_options),
         )
+        self._generation_s = 0.0
 
     def generate(
         self,
@@ -59,6 +61,7 @@ class RolloutEngine:
         Raises RuntimeError when the engine samples from another policy than `policy_version`.
         """
         self._check_version(policy_version)
+        started = time.perf_counter()
         size = -(-len(requests) // num_parts)
         requests = requests[part * size : (part + 1) * size]
         ids = self.llm.enqueue(
@@ -68,7 +71,12 @@ class RolloutEngine:
         )
         # An aborted request leaves a gap, so position tells nothing. A queued id has a random suffix, an output's none.
         outputs = {output.request_id: output.outputs[0] for output in self.llm.wait_for_completion(use_tqdm=False)}
+        self._generation_s = time.perf_counter() - started
         return [_completion(outputs.get(name.partition("-")[0]), sampling.logprobs) for name in ids]
+
+    def generation_seconds(self) -> float:
+        """How long vLLM took for the last `generate`; waiting before and after it does not count."""
+        return self._generation_s
 
     def score(self, sequences: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
         """Logprobs of given (prompt ids, completion ids) at temperature 1, a float per completion token."""

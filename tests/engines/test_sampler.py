@@ -1,5 +1,6 @@
 """Sampling on the real vLLM: seeds, and how completions end."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,14 @@ def test_samples_of_a_seed_are_identical_over_repeats_order_and_half_batches(
     assert generate(sampler, wanted[::-1])[::-1] == completions
     assert generate(sampler, wanted[::2]) == completions[::2]
     assert generate(sampler, wanted[5:6]) == completions[5:6]
+
+
+def test_the_seconds_of_a_generation_are_its_own(sampler: EngineProcess) -> None:
+    started = time.perf_counter()
+    generate(sampler, sample_requests())
+    elapsed = time.perf_counter() - started
+    time.sleep(0.1)
+    assert elapsed / 4 < sampler.call("generation_seconds") < elapsed
 
 
 @pytest.mark.parametrize("lost", [{0}, {5, 6, 31}, set(range(32))])

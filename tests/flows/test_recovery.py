@@ -22,9 +22,8 @@ from drgrpo.config import TrainConfig
 from drgrpo.config.errors import ConfigError
 from drgrpo.config.output_lock import hold_output_directory
 from drgrpo.report import read_history, write_history
-from drgrpo.settings import Settings
-from flows.identity import Identity
-from flows.recovery import Restarts, beginning
+from drgrpo.start import checked_run
+from flows.recovery import Restarts
 from flows.train import train
 from tests.flows.fake_cluster import FakeCluster, Script
 from tests.flows.test_train import query, uninterrupted_policy
@@ -377,24 +376,25 @@ def is_held(machine: Path, run_id: str) -> bool:
         return True
 
 
+@pytest.mark.parametrize("is_resumed", [False, True], ids=["own", "resumed"])
 def test_a_flow_run_that_prefect_started_twice_waits_for_itself(
-    script: Script, options: Options, machine: Path, monkeypatch: pytest.MonkeyPatch
+    script: Script, options: Options, machine: Path, monkeypatch: pytest.MonkeyPatch, is_resumed: bool
 ) -> None:
-    twin, waits = ExitStack(), []
+    resume_from = call(options(total_steps=1))["run_id"] if is_resumed else ""
+    twin, waits, done = ExitStack(), [], len(script.calls)
 
-    def arrive(resume_from: str, config: TrainConfig, settings: Settings) -> Identity:
-        who = beginning(resume_from, config, settings)
-        twin.enter_context(hold_output_directory(run_dir(machine, who["run_id"])))
-        return who
+    def check(*args: Any, own_id: str) -> Any:
+        twin.enter_context(hold_output_directory(run_dir(machine, resume_from or own_id), own_id))
+        return checked_run(*args, own_id=own_id)
 
     def leave(seconds: float) -> None:
-        waits.append(script.calls.copy())
+        waits.append(script.calls[done:])
         twin.close()
 
-    monkeypatch.setattr("flows.train.beginning", arrive)
-    monkeypatch.setattr("flows.recovery.time", SimpleNamespace(sleep=leave))
-    summary = call(options(total_steps=1))
-    assert waits == [[]] and committed(machine, summary["run_id"]) == [0]
+    monkeypatch.setattr("flows.train.checked_run", check)
+    monkeypatch.setattr("drgrpo.config.output_lock.time", SimpleNamespace(sleep=leave))
+    summary = call(options(total_steps=2), resume_from)
+    assert waits == [[]] and committed(machine, summary["run_id"]) == [0, 1]
 
 
 def test_the_directory_is_held_from_the_first_start_of_the_engines_to_the_end(

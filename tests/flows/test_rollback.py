@@ -99,11 +99,27 @@ def test_a_rollback_goes_on_from_before_the_finding_with_half_the_learning_rate(
     assert [c for c in script.calls if c.startswith(("rollout", "update"))] == []
 
 
-def test_a_rollback_without_a_checkpoint_stops(script: Script, options: Options) -> None:
+def test_a_run_that_was_bad_from_its_first_step_starts_from_the_model_until_its_rollbacks_are_used_up(
+    script: Script, options: Options, machine: Path
+) -> None:
     # Every group of the fake cluster has a signal, and half of its completions are cut.
     gate = {"health.truncated_share.action": "rollback", "health.truncated_share.limit": 0.1}
-    with pytest.raises(HealthStop, match="no checkpoint of at most 0 iterations"):
-        call(options(total_steps=4) | gate)
+    with pytest.raises(HealthStop, match="max_rollbacks = 2 is used up"):
+        call(options(total_steps=4, optimizer__lr=1e-3) | gate)
+    first, second, third = runs(machine)
+    assert (second, third) == (f"{first}-rollback-1", f"{first}-rollback-2") and loaded(script) == []
+    for parent, fork, lr in ((first, second, 5e-4), (second, third, 2.5e-4)):
+        description = read_description(run_dir(machine, fork))
+        assert description is not None and description.forked_from == f"{parent}@0"
+        assert description.config.optimizer.lr == lr and committed(machine, fork)[0] == 0
+
+
+def test_a_rollback_to_where_no_checkpoint_is_stops(
+    script: Script, options: Options, explode: Callable[..., None]
+) -> None:
+    explode(5e-4)
+    with pytest.raises(HealthStop, match="no checkpoint of at most 2 iterations"):
+        call(watched(options, checkpoint__every_steps=0, checkpoint__every_minutes=1e6))
 
 
 def test_a_second_rollback_goes_on_from_the_checkpoint_that_the_first_one_adopted(

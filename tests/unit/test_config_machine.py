@@ -1,8 +1,10 @@
 """Memory, disk, devices and the output directory, before any engine starts."""
 
 import json
+import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -293,6 +295,7 @@ def test_this_machine_is_read_and_judged(tmp_path):
 
 HOLD = """
 import sys, time
+from contextlib import ExitStack
 from pathlib import Path
 from drgrpo.config.output_lock import hold_output_directory
 with hold_output_directory(Path(sys.argv[1])):
@@ -315,3 +318,22 @@ def test_a_second_run_on_an_output_directory_is_refused_until_the_first_dies(tmp
         holder.wait()
     with hold_output_directory(directory) as held:
         assert held == directory
+
+
+def test_processes_of_one_flow_run_wait_for_each_other_and_others_are_refused(tmp_path, monkeypatch):
+    first, waits = ExitStack(), []
+    first.enter_context(hold_output_directory(tmp_path, "flow-run-1"))
+
+    def leave(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            first.close()
+
+    monkeypatch.setattr("drgrpo.config.output_lock.time", SimpleNamespace(sleep=leave))
+    for other in ("", "flow-run-2", "flow-run"):
+        with pytest.raises(ConfigError, match="in use by another run"), hold_output_directory(tmp_path, other):
+            pass
+    with hold_output_directory(tmp_path, "flow-run-1"):
+        assert len(waits) == 3
+        with pytest.raises(ConfigError, match=f"process {os.getpid()}"), hold_output_directory(tmp_path):
+            pass

@@ -18,10 +18,11 @@ def test_every_sample_is_in_exactly_one_minibatch() -> None:
     assert sorted(i for part in parts for i in part) == list(range(24))
 
 
-def test_lost_samples_make_the_last_minibatch_smaller() -> None:
-    parts = minibatches(groups(6)[:21], size=8, seed=0, step=0)
-    assert [len(part) for part in parts] == [8, 8, 5]
-    assert sorted(i for part in parts for i in part) == list(range(21))
+def test_lost_samples_are_missing_from_all_minibatches_alike() -> None:
+    for num_samples, sizes in ((21, [7, 7, 7]), (17, [5, 6, 6]), (16, [8, 8]), (9, [4, 5]), (0, [])):
+        parts = minibatches(groups(6)[:num_samples], size=8, seed=0, step=0)
+        assert [len(part) for part in parts] == sizes
+        assert sorted(i for part in parts for i in part) == list(range(num_samples))
 
 
 def test_the_order_depends_on_seed_and_step_alone() -> None:
