@@ -6,11 +6,11 @@ The flow process holds this object; samples and weights pass between the engines
 from pathlib import Path
 from typing import Any, Literal
 
-import ray
 from ray.exceptions import LocalRayletDiedError, RayError, RaySystemError
 
 from drgrpo.cluster.engines import Engines
 from drgrpo.cluster.runtime import start_ray, stop_ray
+from drgrpo.cluster.waiting import results
 from drgrpo.config import TrainConfig
 from drgrpo.settings import Settings
 from drgrpo.sync_check import logprob_differences
@@ -66,7 +66,7 @@ class Cluster:
         assert self._begun is not None
         (_, parts), self._begun = self._begun, None
         table: TableRef = self.engines.host.call("write_rollout", step, policy_version, *parts)
-        seconds: list[float] = ray.get([engine.start("generation_seconds") for engine in self.engines.rollout])
+        seconds: list[float] = results([engine.start("generation_seconds") for engine in self.engines.rollout])
         return table, {"engine_seconds/generate": max(seconds)}
 
     def score(self, table: TableRef, step: int) -> TableRef:
@@ -97,7 +97,7 @@ class Cluster:
         metrics = self._on_ranks("push", policy_version)
         trainer = [rank.start("score", self._probes) for rank in self.engines.ranks]
         samplers = [engine.start("score", self._probes) for engine in self.engines.rollout]
-        return metrics | logprob_differences(ray.get(trainer)[0], ray.get(samplers))
+        return metrics | logprob_differences(results(trainer)[0], results(samplers))
 
     def evaluate(self, step: int, policy_version: int) -> TableRef:
         """Sample and grade the evaluation set; returns its table."""
@@ -112,7 +112,7 @@ class Cluster:
 
     def export(self, directory: Path) -> Path:
         """Write the policy as a Hugging Face directory."""
-        return Path(ray.get([rank.start("export", str(directory)) for rank in self.engines.ranks])[0])
+        return Path(results([rank.start("export", str(directory)) for rank in self.engines.ranks])[0])
 
     def save_checkpoint(self, directory: Path, state: dict[str, Any]) -> Metrics:
         """Copy the training state off the devices; it is written while training goes on."""
@@ -124,7 +124,7 @@ class Cluster:
 
     def load_checkpoint(self, directory: Path) -> dict[str, Any]:
         """Continue from a checkpoint; returns the state that was saved with it."""
-        states: list[dict[str, Any]] = ray.get(
+        states: list[dict[str, Any]] = results(
             [rank.start("load_checkpoint", str(directory)) for rank in self.engines.ranks]
         )
         return states[0]
@@ -167,9 +167,9 @@ class Cluster:
     def _on_samplers(self, method: Literal["sleep", "wake_up"]) -> None:
         """Free the samplers' device memory for the update, or give it back, where the configuration asks for it."""
         if self.config.placement.sleep:
-            ray.get([engine.start(method) for engine in self.engines.rollout])
+            results([engine.start(method) for engine in self.engines.rollout])
 
     def _on_ranks(self, method: str, *args: Any) -> Metrics:
         """Call a collective on every rank; rank 0 speaks for all."""
-        results: list[Metrics] = ray.get([rank.start(method, *args) for rank in self.engines.ranks])
-        return results[0]
+        metrics: Metrics = results([rank.start(method, *args) for rank in self.engines.ranks])[0]
+        return metrics

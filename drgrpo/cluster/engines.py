@@ -1,6 +1,7 @@
 """The processes of a run: one Host, the trainer's ranks, the rollout engines. Started together, stopped together."""
 
 import os
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from ray.exceptions import RayActorError, RayError
 from drgrpo.cluster.placement import Places
 from drgrpo.cluster.process import Process, Remote, RemoteSampler
 from drgrpo.cluster.runtime import engine_environment
+from drgrpo.cluster.waiting import outcomes, results
 from drgrpo.config import TrainConfig
 from drgrpo.settings import Settings
 
@@ -61,23 +63,24 @@ class Engines:
             for rank in range(num_ranks)
         ]
         address, port = self.ranks[0].call("address")
-        ray.get([rank.start("start", address, port) for rank in self.ranks])
+        results([rank.start("start", address, port) for rank in self.ranks])
 
     def wait(self) -> None:
         """Until every engine is built; raises what went wrong in one."""
-        ray.get([engine.start("policy_version") for engine in self.rollout])
+        results([engine.start("policy_version") for engine in self.rollout])
 
     def connect(self) -> None:
         """Give each rollout engine the rank of its place, which pushes to it."""
         samplers = [RemoteSampler(engine) for engine in self.rollout]
         padded = [*samplers, *[None] * (len(self.ranks) - len(samplers))]
-        ray.get([rank.start("connect", sampler) for rank, sampler in zip(self.ranks, padded, strict=True)])
+        results([rank.start("connect", sampler) for rank, sampler in zip(self.ranks, padded, strict=True)])
 
     def lost(self) -> list[str]:
         """Names of the processes that have died, e.g. `trainer-1`; one that is busy or hangs has not."""
-        asked = {remote.ping(): name for name, remote in self._processes.items()}
-        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
-        return sorted(asked[reference] for reference in answered if _is_dead(reference))
+        answers = outcomes([remote.ping() for remote in self._processes.values()], _ANSWER_S)
+        return sorted(
+            name for name, answer in zip(self._processes, answers, strict=True) if answer and _is_dead(answer)
+        )
 
     def stop(self) -> None:
         """End every process at once; what they held is on disk."""
@@ -99,14 +102,11 @@ class Engines:
         return self._processes[name]
 
 
-def _is_dead(reference: Any) -> bool:
-    try:
-        ray.get(reference)
-    except RayActorError as error:
+def _is_dead(answer: Future[Any]) -> bool:
+    error = answer.exception()
+    if isinstance(error, RayActorError):
         return not error.actor_init_failed  # one that refuses to start is not lost: it would refuse again
-    except RayError:
-        return True
-    return False
+    return isinstance(error, RayError)
 
 
 def uses_gpu(settings: Settings) -> bool:

@@ -9,6 +9,7 @@ import ray
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from drgrpo.cluster.waiting import outcomes
 from drgrpo.config import TrainConfig
 from drgrpo.config.errors import ConfigError, Mistake
 from drgrpo.settings import Settings
@@ -38,8 +39,7 @@ class Places:
         # Ranks on CPUs share memory and cores, so they stay on one machine of a cluster.
         strategy = "PACK" if on_gpu and settings.ray_address else "STRICT_PACK"
         self._group = placement_group([{"GPU": 1} if on_gpu else {"CPU": _CPU_SHARE}] * count, strategy=strategy)
-        ready, _ = ray.wait([self._group.ready()], timeout=WAIT_S)
-        if not ready:
+        if outcomes([self._group.ready()], WAIT_S) == [None]:
             field = "trainer.num_ranks" if train else "placement.num_rollout_engines"
             raise ConfigError([_unsatisfied(field, count, "GPU" if on_gpu else "CPU")])
 

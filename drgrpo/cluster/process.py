@@ -6,8 +6,7 @@ The flow process thereby names engines without importing torch, vLLM or DeepSpee
 import importlib
 from typing import Any
 
-import ray
-
+from drgrpo.cluster.waiting import result
 from drgrpo.cluster.watchdog import time_limit, watch
 
 
@@ -46,7 +45,7 @@ class Remote:
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Result of the method; raises what it raised."""
-        return ray.get(self.start(method, *args, **kwargs))
+        return result(self.start(method, *args, **kwargs))
 
 
 class RemoteSampler:

@@ -22,7 +22,7 @@ class Host:
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    monkeypatch.setattr(module.ray, "get", lambda parts: parts)
+    monkeypatch.setattr(module, "results", lambda parts: parts)
     made: Any = Cluster.__new__(Cluster)
     made._begun, made.generations = None, []
 

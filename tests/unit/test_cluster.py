@@ -1,6 +1,7 @@
 """Deaths of engines and of Ray are told from errors of ours, while the engines start and later."""
 
 import tempfile
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +100,7 @@ def test_ray_that_fails_before_the_first_engine_is_there_stays_an_error(
 @pytest.mark.parametrize(
     ("error", "dead"), [(RayActorError(), True), (RayActorError(actor_init_failed=True), False), (None, False)]
 )
-def test_an_engine_that_refuses_to_start_is_not_dead(
-    monkeypatch: pytest.MonkeyPatch, error: Exception | None, dead: bool
-) -> None:
-    def get(_: Any) -> None:
-        if error:
-            raise error
-
-    monkeypatch.setattr("drgrpo.cluster.engines.ray.get", get)
-    assert _is_dead(object()) is dead
+def test_an_engine_that_refuses_to_start_is_not_dead(error: Exception | None, dead: bool) -> None:
+    answer: Future[None] = Future()
+    answer.set_exception(error) if error else answer.set_result(None)
+    assert _is_dead(answer) is dead

@@ -1,0 +1,69 @@
+"""Waiting for the real Ray: a signal acts at once, and so does a failure beside something that goes on."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.engine
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import os, signal, sys, threading, time
+import ray
+from drgrpo.cluster.waiting import outcomes, result, results
+
+class Terminated(BaseException):
+    pass
+
+def terminate(*_):
+    raise Terminated
+
+ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1", _temp_dir=sys.argv[1])
+signal.signal(signal.SIGTERM, terminate)
+
+@ray.remote(num_cpus=0)
+class Worker:
+    def work(self, seconds):
+        time.sleep(seconds)
+        return seconds
+    def fail(self):
+        raise KeyError("on purpose")
+
+first, second = Worker.remote(), Worker.remote()
+assert result(first.work.remote(0)) == 0
+assert results([second.work.remote(0.2), first.work.remote(0.1)]) == [0.2, 0.1]
+for wait in (result, lambda reference: results([reference]), lambda reference: outcomes([reference], 60)):
+    started = time.monotonic()
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    try:
+        wait(first.work.remote(4))
+        raise AssertionError("the signal was lost")
+    except Terminated:
+        assert 1 <= time.monotonic() - started < 3
+    result(first.work.remote(0))
+started = time.monotonic()
+hanging = first.work.remote(30)
+try:
+    results([hanging, second.fail.remote()])
+    raise AssertionError("nothing was raised")
+except KeyError:
+    pass
+done, late = outcomes([second.work.remote(0), hanging], 1)
+assert done.result() == 0 and late is None and time.monotonic() - started < 10
+ray.kill(first)
+try:
+    result(hanging)
+    raise AssertionError("nothing was raised")
+except ray.exceptions.RayActorError:
+    print("whole")
+ray.shutdown()
+"""
+
+
+def test_a_signal_and_a_failure_act_while_something_else_goes_on(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("r")  # a socket's path has 107 bytes at most
+    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.stdout == "whole\n", done.stderr[-4000:]
