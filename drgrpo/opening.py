@@ -110,7 +110,7 @@ def _finish(tracker: Tracker, error: BaseException | None) -> None:
     """End the MLflow run: an exception fails it, a signal or a cancellation kills it."""
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED"
     if error is not None:
-        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        status = "KILLED" if _is_end(error) else "FAILED"
     tracker.finish(status)
 
 
@@ -118,11 +118,21 @@ def _save_before_the_end(run: Run, error: BaseException | None) -> None:
     """With notice of the end, save what is trained so far: less to replay. What goes wrong then is told, and the end
     stays what it was, so that Prefect still sees a run that was stopped and not one that failed.
     """
-    if run.notice.is_given and error is not None and not isinstance(error, Exception):
+    if run.notice.is_given and error is not None and _is_end(error):
         try:
             run.save_now()
         except Exception:
             logger.exception("no checkpoint could be saved before the end; the updates since the last are replayed")
+
+
+def _is_end(error: BaseException) -> bool:
+    """Whether a signal is behind an error: one that hits Prefect while it prepares a task comes out as another's."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if not isinstance(behind, (Exception, GeneratorExit)):
+            return True
+        behind = behind.__context__
+    return False
 
 
 def _log_data(tracker: Tracker, data: Mapping[str, Any]) -> None:
