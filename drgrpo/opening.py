@@ -1,6 +1,7 @@
 """Opening a run: lock its devices, find where it starts, open MLflow, start the engines."""
 
 import logging
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -127,12 +128,13 @@ def _save_before_the_end(run: Run, error: BaseException | None) -> None:
 
 def _is_end(error: BaseException) -> bool:
     """Whether a signal is behind an error: one that hits Prefect while it prepares a task comes out as another's."""
-    behind: BaseException | None = error
-    while behind is not None:
-        if not isinstance(behind, (Exception, GeneratorExit)):
-            return True
+    if not isinstance(error, Exception):
+        return True
+    behind = error.__context__
+    # A request that takes too long is cancelled, and its error comes up in the handling of that: that is no signal.
+    while isinstance(behind, (Exception, GeneratorExit, CancelledError)):
         behind = behind.__context__
-    return False
+    return behind is not None
 
 
 def _log_data(tracker: Tracker, data: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ class Terminated(BaseException):
 def terminate(*_):
     raise Terminated
 
+os.environ["RAY_AUTH_TOKEN"] = "a" * 64  # else Ray writes one to the home
 ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1", _temp_dir=sys.argv[1])
 signal.signal(signal.SIGTERM, terminate)
 

@@ -1,5 +1,6 @@
 """How a run ends in MLflow."""
 
+from asyncio import CancelledError
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,7 @@ def behind(error: BaseException) -> ValueError:
         (None, "FINISHED"),
         (ValueError("a"), "FAILED"),
         (behind(OSError("a")), "FAILED"),
+        (behind(CancelledError()), "FAILED"),
         (KeyboardInterrupt(), "KILLED"),
         (SystemExit(143), "KILLED"),
         (TerminationSignal(15), "KILLED"),
