@@ -36,12 +36,13 @@ test: test-unit test-rest ## The tests that need no GPU, but for the long ones o
 test-unit: $(RUNTIME) $(DEV) ## The unit tests alone
 	$(PYTEST) -n 2 tests/unit
 
-# Processes of their own: each has its own Prefect server, and its client of events has not served other tests before.
+# Flows in processes of their own: each has its own Prefect server, and its client of events has not served other tests
+# before. A line is what one process tests; the longest come first, so that neither core waits for the other at the end.
 test-rest: test-unit
 	$(PYTEST) -n 2 tests/start
 	$(PYTEST) -n 2 --dist loadfile tests/engines
-	printf '%s\n' tests/flows/test_*.py | xargs -P 2 -n 1 $(PYTEST)
-	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder tests/faults/test_kills.py tests/faults
+	printf '%s\n' tests/faults/test_kills.py "tests/faults --ignore=tests/faults/test_kills.py" tests/flows/test_*.py \
+	  | xargs -P 2 -L 1 $(PYTEST)
 
 lint: $(RUNTIME) $(DEV) ## Style, format and types
 	$(BIN)/ruff check .

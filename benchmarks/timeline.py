@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 
 from benchmarks.timed_process import TimedProcess, busy_file
 
-STAGES = ("rollout", "reward", "advantage", "update", "sync")
-
 Interval = tuple[float, float]
 Metrics = dict[str, float]
 
@@ -50,7 +48,6 @@ def measure_flow(config: Mapping[str, Any]) -> list[Metrics]:
 def account(window: Interval, metrics: Mapping[str, float], calls: Sequence[Call]) -> Metrics:
     """One step's seconds by what they were spent on."""
     step, engines = window[1] - window[0], busy_seconds(calls, window)
-    stages = sum(metrics[f"seconds/{stage}"] for stage in STAGES)
     busy: Metrics = defaultdict(float)
     for call in calls:
         if window[0] <= call.end < window[1]:  # a generation may begin before the step before is recorded
@@ -60,9 +57,7 @@ def account(window: Interval, metrics: Mapping[str, float], calls: Sequence[Call
         "account/engines": engines,
         "account/orchestration": step - engines,
         "account/orchestration_share": (step - engines) / step,
-        "account/prefect": step - stages - metrics["account/mlflow"],
         "account/mlflow": metrics["account/mlflow"],
-        "account/ray_grading_files": stages - engines,
         **busy,
     }
 

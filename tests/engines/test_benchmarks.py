@@ -216,13 +216,12 @@ def test_overlapping_calls_count_once_and_only_within_the_step() -> None:
 
 
 def test_orchestration_is_the_step_without_the_union_of_the_engines_calls() -> None:
-    metrics = {f"seconds/{stage}": 1.5 for stage in ("rollout", "reward", "advantage", "update", "sync")}
     calls = [Call(100, 104, "Rank.update"), Call(103, 105, "Engine.score")]
     calls += [Call(99, 101, "Engine.generate"), Call(90, 99, "Engine.wake")]
-    step = account((100.0, 110.0), {**metrics, "account/mlflow": 0.5}, calls)
+    step = account((100.0, 110.0), {"account/mlflow": 0.5}, calls)
     assert (step["account/step"], step["account/engines"]) == (10.0, 5.0)
     assert (step["account/orchestration"], step["account/orchestration_share"]) == (5.0, 0.5)
-    assert step["account/prefect"] == 10 - 7.5 - 0.5
+    assert step["account/mlflow"] == 0.5
     assert (step["busy/Rank.update"], step["busy/Engine.score"]) == (4, 2)
     assert step["busy/Engine.generate"] == 2  # begun while the step before was recorded
     assert "busy/Engine.wake" not in step

@@ -39,7 +39,8 @@ def _kind(environment: dict[str, str], command: list[str]) -> str:
         return "grader"
     if any(word in line for word in _SERVICES):
         return "service"
-    return environment.get("DRGRPO_ENGINE", "other") if "ray::" in line else "other"
+    # A worker that Ray starts for an engine is `ray::IDLE` until it is one; Ray replaces it when it dies before that.
+    return environment.get("DRGRPO_ENGINE", "other") if "ray::Process" in line else "other"
 
 
 def find(root: Path, kind: str) -> psutil.Process | None:

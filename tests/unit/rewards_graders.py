@@ -32,6 +32,7 @@ def _sleep(seconds: float) -> float:
 
 
 def _interrupt() -> float:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
     signal.raise_signal(signal.SIGINT)
     return _sleep(5.0)  # Python runs the signal's handler at its next check, which may be after a mere return.
 
