@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 from drgrpo.advantage import compute_advantages
 from drgrpo.config import TrainConfig
 from drgrpo.data.problems import TokenizedProblem, sample_seed
+from drgrpo.decoding import decode
 from drgrpo.demonstrations import Demonstrations
 from drgrpo.metrics.samples import sample_metrics
 from drgrpo.problems import load_run_problems
@@ -189,7 +190,7 @@ class Host:
             "columns": [_as_json(problem.problem.columns) for problem in problems],
             "prompt": [problem.prompt for problem in problems],
             "prompt_ids": [list(problem.prompt_ids) for problem in problems],
-            "completion": self.tokenizer.batch_decode(token_ids, skip_special_tokens=True),
+            "completion": decode(self.tokenizer, token_ids),
             "completion_ids": token_ids,
             "finish_reason": [completion.finish_reason for completion in completions],
         }

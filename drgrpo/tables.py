@@ -111,7 +111,9 @@ def add_columns(ref: TableRef, path: Path, columns: Mapping[str, Sequence[Any]],
 def _write(path: Path, table: pa.Table, origin: Mapping[str, str], *, durable: bool) -> TableRef:
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = _replace(path, lambda file: pq.write_table(table, file, compression="zstd"), durable=durable)
+    # Compressing costs more time than writing; a table of a passing stage is as large as the step's final one, no more.
+    compression = "zstd" if durable else "none"
+    digest = _replace(path, lambda file: pq.write_table(table, file, compression=compression), durable=durable)
     manifest = json.dumps({"sha256": digest, "num_rows": table.num_rows, **origin}, sort_keys=True) + "\n"
     _replace(_manifest(path), lambda file: file.write(manifest.encode()), durable=durable)
     return TableRef(str(path), digest, table.num_rows)

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -58,34 +59,34 @@ class Executioner:
     def _kill(self, victim: str, stage: str, version: int) -> None:
         if kill(self.root, victim) is not None:
             self.kills.append({"victim": victim, "stage": stage, "policy_version": version})
+            print(f"{time.strftime('%X')} killed {victim}, moments after {stage} {version} began", flush=True)
         else:  # graders come and go, and while the engines start not all are there
             self.left += 1
 
 
-def soak(num_kills: int, seed: int) -> dict[str, Any]:
-    """The kills and the seconds of each run. Raises AssertionError at the first difference."""
+def soak(num_kills: int, seed: int, folder: Path) -> dict[str, Any]:
+    """The kills and the seconds of each run; their state lies in `folder`. Raises AssertionError at a difference."""
     chance, started = random.Random(seed), time.monotonic()
     runs: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="drgrpo-soak-") as folder:
-        settings = overrides(*_inputs(Path(folder)))
-        undisturbed = run_to_the_end(_root(folder, "undisturbed"), settings, lambda stage, version: None)
-        while (done := sum(len(run["kills"]) for run in runs)) < num_kills:
-            root, begun, in_memory = _root(folder, f"run-{len(runs)}"), time.monotonic(), shared_memory()
-            blow = Executioner(root, chance, min(KILLS_PER_RUN, num_kills - done))
-            run = run_to_the_end(root, settings, blow)
-            check_same(run, undisturbed)
-            left, names = left_behind(root), sorted(shared_memory() - in_memory)
-            assert left == [] and names == [], (left, names)
-            runs.append({"kills": blow.kills, "processes": run.num_processes, "seconds": time.monotonic() - begun})
-            print(f"run {len(runs)}: {len(blow.kills)} kills, {run.num_processes} processes, "
-                  f"{runs[-1]['seconds']:.0f} s, same weights", flush=True)  # fmt: skip
+    settings = overrides(*_inputs(folder))
+    undisturbed = run_to_the_end(_root(folder, "undisturbed"), settings, lambda stage, version: None)
+    while (done := sum(len(run["kills"]) for run in runs)) < num_kills:
+        root, begun, in_memory = _root(folder, f"run-{len(runs)}"), time.monotonic(), shared_memory()
+        blow = Executioner(root, chance, min(KILLS_PER_RUN, num_kills - done))
+        run = run_to_the_end(root, settings, blow)
+        check_same(run, undisturbed)
+        left, names = left_behind(root), sorted(shared_memory() - in_memory)
+        assert left == [] and names == [], (left, names)
+        runs.append({"kills": blow.kills, "processes": run.num_processes, "seconds": time.monotonic() - begun})
+        print(f"run {len(runs)}: {len(blow.kills)} kills, {run.num_processes} processes, "
+              f"{runs[-1]['seconds']:.0f} s, same weights", flush=True)  # fmt: skip
     kills = Counter(kill["stage"] for run in runs for kill in run["kills"])
     stages = {stage: kills[stage] for stage in STAGES}
     return {"seed": seed, "kills": done, "seconds": time.monotonic() - started, "stages": stages, "runs": runs}
 
 
-def _root(folder: str, name: str) -> Path:
-    path = Path(folder) / name
+def _root(folder: Path, name: str) -> Path:
+    path = folder / name
     path.mkdir()
     return path
 
@@ -115,7 +116,10 @@ def main() -> None:
         from prefect.settings import PREFECT_API_URL
 
         os.environ["PREFECT_API_URL"] = str(PREFECT_API_URL.value())
-        result = soak(options.kills, options.seed)
+        folder = Path(tempfile.mkdtemp(prefix="drgrpo-soak-"))
+        print(f"logs, in case it fails: {folder}", flush=True)
+        result = soak(options.kills, options.seed, folder)
+        shutil.rmtree(folder)
     print(f"{result['kills']} kills in {len(result['runs'])} runs, {result['seconds'] / 60:.0f} minutes")
     print("kills by stage:", ", ".join(f"{stage} {count}" for stage, count in result["stages"].items()))
     if options.json:

@@ -50,9 +50,11 @@ def find(root: Path, kind: str) -> psutil.Process | None:
 
 def kill(root: Path, kind: str) -> int | None:
     """kill -9 of the first process of that kind; its id, or None when there is none."""
-    if process := find(root, kind):
-        process.send_signal(signal.SIGKILL)
-    return process and process.pid
+    process = find(root, kind)
+    if process is None:
+        return None
+    process.send_signal(signal.SIGKILL)
+    return int(process.pid)
 
 
 def left_behind(root: Path, timeout_s: float = 30.0) -> list[str]:
