@@ -22,6 +22,7 @@ PURE = (
     "checkpoints",
     "correction",
     "data",
+    "decoding",
     "durable",
     "health",
     "hub_model",
