@@ -11,6 +11,7 @@ from ray.exceptions import RayActorError, RayError
 from drgrpo.cluster.placement import Places
 from drgrpo.cluster.process import Process, Remote, RemoteSampler
 from drgrpo.cluster.runtime import engine_environment
+from drgrpo.cluster.services import dead_services
 from drgrpo.cluster.waiting import outcomes, results
 from drgrpo.config import TrainConfig
 from drgrpo.settings import Settings
@@ -84,6 +85,8 @@ class Engines:
 
     def stop(self) -> None:
         """End every process at once; what they held is on disk."""
+        if "gcs_server" in dead_services():  # Ray would wait for it; without Ray the processes end by themselves
+            return
         for remote in self._processes.values():
             ray.kill(remote.handle)
 

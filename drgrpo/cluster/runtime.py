@@ -15,6 +15,7 @@ from typing import Literal
 import ray
 from ray.exceptions import RaySystemError
 
+from drgrpo.cluster.services import forget_services, watch_services
 from drgrpo.config import TrainConfig
 from drgrpo.leftovers import orphans
 from drgrpo.settings import Settings
@@ -70,10 +71,12 @@ def _init(settings: Settings, logs: Path) -> None:
         )
     except Exception as error:  # of any class: a process of Ray's died, or was too slow for Ray
         raise RaySystemError(f"Ray did not start: {error}") from error
+    watch_services()
 
 
 def stop_ray() -> None:
     """Leave the cluster, or stop the embedded one and keep what its engines printed."""
+    forget_services()
     ray.shutdown()
     for directory in Path(tempfile.gettempdir()).glob(f"{_TEMP_PREFIX}{os.getpid()}-*"):
         _remove(directory)
@@ -88,13 +91,15 @@ def _remove_leftovers() -> None:
 
 
 def _remove(directory: Path) -> None:
-    """Remove a directory of Ray's, and copy what its engines printed to the run's logs, if the run is still there."""
+    """Remove a directory of Ray's; what its engines printed goes to the run's logs, if the run is still there, and what
+    Ray noted in the flow's process, which it may have ended."""
     logs = (directory / _LOGS).resolve()
     with suppress(OSError):  # a full disk must not stop a run that starts or hide why one ended
         if logs.parent.is_dir():
             logs.mkdir(exist_ok=True)
-            for path in directory.glob("session_2*/logs/worker-*"):
-                shutil.copy2(path, logs / path.name)
+            for path in directory.glob("session_2*/logs/*"):
+                if path.name.startswith(("worker-", "python-core-driver-")):
+                    shutil.copy2(path, logs / path.name)
     shutil.rmtree(directory, ignore_errors=True)
 
 

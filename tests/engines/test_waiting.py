@@ -1,4 +1,4 @@
-"""Waiting for the real Ray: a signal acts at once, and so does a failure beside something that goes on."""
+"""Waiting for the real Ray: a signal acts at once, and so does a failure beside something that goes on, also Ray's."""
 
 import subprocess
 import sys
@@ -63,8 +63,55 @@ ray.shutdown()
 """
 
 
+SERVICES = """
+import os, sys, time
+import psutil, ray
+from ray.exceptions import RaySystemError
+from drgrpo.cluster.services import dead_services, forget_services, watch_services
+from drgrpo.cluster.waiting import result
+
+os.environ["RAY_AUTH_TOKEN"] = "a" * 64
+for victim in ("gcs_server", "raylet"):
+    ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1", _temp_dir=sys.argv[1])
+    watch_services()
+
+    @ray.remote(num_cpus=0)
+    class Worker:
+        def work(self, seconds):
+            time.sleep(seconds)
+
+    worker = Worker.remote()
+    assert result(worker.work.remote(1.5)) is None and dead_services() == []
+    (service,) = [child for child in psutil.Process().children() if child.name() == victim]
+    service.kill()
+    started = time.monotonic()
+    try:
+        result(worker.work.remote(30))
+        raise AssertionError("nothing was raised")
+    except RaySystemError as error:
+        assert victim in str(error) and time.monotonic() - started < 5, error
+    assert dead_services() == [victim]
+    forget_services()
+    ray.shutdown()
+    assert time.monotonic() - started < 30 and dead_services() == []
+print("both")
+"""
+
+
+def test_the_death_of_a_service_of_rays_is_told_at_once_and_ray_can_be_left(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    assert run(SERVICES, tmp_path_factory).splitlines()[-1] == "both"  # Ray prints before it
+
+
 def test_a_signal_and_a_failure_act_while_something_else_goes_on(tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert run(SCRIPT, tmp_path_factory) == "whole\n"
+
+
+def run(script: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What it prints; its argument is a directory for Ray."""
     folder = tmp_path_factory.mktemp("r")  # a socket's path has 107 bytes at most
-    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    command = [sys.executable, "-c", script, str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.stdout == "whole\n", done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,6 +32,7 @@ class Ended:
     root: Path
     run_id: str
     num_processes: int
+    num_ended_by_ray: int
     stages: list[tuple[str, int]] = field(default_factory=list)
 
     @property
@@ -88,12 +90,14 @@ class Attempt:
         run_id: Of the run that it worked on.
         stages: (stage, policy version) of each stage that it began.
         output: What it printed besides.
+        is_ended_by_ray: Whether Ray ended it, since a service of Ray's was gone. Where Ray does, nothing else can.
     """
 
     status: int
     run_id: str
     stages: list[tuple[str, int]]
     output: str
+    is_ended_by_ray: bool = False
 
 
 def run_once(root: Path, overrides: dict[str, Any], blow: Blow, run_id: str = "") -> Attempt:
@@ -117,11 +121,18 @@ def run_once(root: Path, overrides: dict[str, Any], blow: Blow, run_id: str = ""
                 with suppress(BrokenPipeError):  # the blow may have hit the flow
                     process.stdin.write("go on\n")
                     process.stdin.flush()
-        return Attempt(process.wait(), run_id, stages, log.read_text())
+        return Attempt(process.wait(), run_id, stages, log.read_text(), _is_ended_by_ray(process.pid))
     except BaseException:
         for _, left in processes(root):
             left.kill()
         raise
+
+
+def _is_ended_by_ray(pid: int) -> bool:
+    """Whether Ray noted in its log of this process that it ends it."""
+    logs = Path(tempfile.gettempdir()).glob(f"drgrpo-ray-{pid}-*/session_2*/logs/python-core-driver-*")
+    texts = [path.read_text(errors="replace") for path in logs]
+    return any(word in text for text in texts for word in ("program will terminate", "Terminate the process"))
 
 
 def run_to_the_end(
@@ -133,8 +144,10 @@ def run_to_the_end(
         attempts.append(run_once(root, overrides, blow, run_id))
         status, run_id = attempts[-1].status, attempts[-1].run_id
         if status == 0:
-            return Ended(root, run_id, len(attempts), [stage for attempt in attempts for stage in attempt.stages])
-        assert status == -signal.SIGKILL, f"{status}: {attempts[-1].output[-6000:]}"
+            stages = [stage for attempt in attempts for stage in attempt.stages]
+            return Ended(root, run_id, len(attempts), sum(one.is_ended_by_ray for one in attempts), stages)
+        is_killed = status == -signal.SIGKILL or (status == 1 and attempts[-1].is_ended_by_ray)
+        assert is_killed, f"{status}: {attempts[-1].output[-6000:]}"
     raise AssertionError(f"the run died {max_processes} times")
 
 

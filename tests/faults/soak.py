@@ -77,7 +77,8 @@ def soak(num_kills: int, seed: int, folder: Path) -> dict[str, Any]:
         check_same(run, undisturbed)
         left, names = left_behind(root), sorted(shared_memory() - in_memory)
         assert left == [] and names == [], (left, names)
-        runs.append({"kills": blow.kills, "processes": run.num_processes, "seconds": time.monotonic() - begun})
+        took = {"processes": run.num_processes, "ended_by_ray": run.num_ended_by_ray}
+        runs.append({"kills": blow.kills, **took, "seconds": time.monotonic() - begun})
         print(f"run {len(runs)}: {len(blow.kills)} kills, {run.num_processes} processes, "
               f"{runs[-1]['seconds']:.0f} s, same weights", flush=True)  # fmt: skip
     kills = Counter(kill["stage"] for run in runs for kill in run["kills"])

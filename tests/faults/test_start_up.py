@@ -26,7 +26,12 @@ Options = Callable[..., dict[str, Any]]
 
 
 @pytest.mark.parametrize(
-    ("victim", "told"), [("trainer-1", "trainer-1 died"), pytest.param("raylet", "died", marks=pytest.mark.long)]
+    ("victim", "told"),
+    [
+        ("trainer-1", "trainer-1 died"),
+        ("gcs_server", "gcs_server died"),
+        pytest.param("raylet", "raylet died", marks=pytest.mark.long),
+    ],
 )
 def test_what_is_killed_while_the_engines_start_is_a_lost_engine(
     machine: Path, options: Options, victim: str, told: str
