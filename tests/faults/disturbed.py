@@ -32,8 +32,8 @@ class Ended:
     root: Path
     run_id: str
     num_processes: int
-    num_ended_by_ray: int
     stages: list[tuple[str, int]] = field(default_factory=list)
+    num_ended_by_ray: int = 0
 
     @property
     def directory(self) -> Path:
@@ -145,7 +145,7 @@ def run_to_the_end(
         status, run_id = attempts[-1].status, attempts[-1].run_id
         if status == 0:
             stages = [stage for attempt in attempts for stage in attempt.stages]
-            return Ended(root, run_id, len(attempts), sum(one.is_ended_by_ray for one in attempts), stages)
+            return Ended(root, run_id, len(attempts), stages, sum(one.is_ended_by_ray for one in attempts))
         is_killed = status == -signal.SIGKILL or (status == 1 and attempts[-1].is_ended_by_ray)
         assert is_killed, f"{status}: {attempts[-1].output[-6000:]}"
     raise AssertionError(f"the run died {max_processes} times")
