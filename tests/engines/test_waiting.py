@@ -89,7 +89,7 @@ for victim in ("gcs_server", "raylet"):
         result(worker.work.remote(30))
         raise AssertionError("nothing was raised")
     except RaySystemError as error:
-        assert victim in str(error) and time.monotonic() - started < 5, error
+        assert victim in str(error) and time.monotonic() - started < 10, error  # of itself Ray takes 15
     assert dead_services() == [victim]
     forget_services()
     ray.shutdown()
