@@ -31,7 +31,8 @@ class Call(NamedTuple):
 def measure_flow(config: Mapping[str, Any]) -> list[Metrics]:
     """Run the flow; returns each step's metrics and its account, without the first step and the last.
 
-    The first one warms up, the last one evaluates. `busy/<class>.<method>` are the seconds of an engine's calls.
+    The first one warms up, the last one evaluates. `busy/<class>.<method>` are the seconds of an engine's calls
+    within the step.
     """
     from drgrpo.config import TrainConfig
     from flows.train import train
@@ -50,8 +51,9 @@ def account(window: Interval, metrics: Mapping[str, float], calls: Sequence[Call
     step, engines = window[1] - window[0], busy_seconds(calls, window)
     busy: Metrics = defaultdict(float)
     for call in calls:
-        if window[0] <= call.end < window[1]:  # a generation may begin before the step before is recorded
-            busy[f"busy/{call.name}"] += call.end - call.start
+        # A generation begins while the step before is recorded: each step has the rest of its own and some of the next.
+        if (seconds := min(call.end, window[1]) - max(call.start, window[0])) > 0:
+            busy[f"busy/{call.name}"] += seconds
     return {
         "account/step": step,
         "account/engines": engines,
