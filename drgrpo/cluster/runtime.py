@@ -77,9 +77,23 @@ def _init(settings: Settings, logs: Path) -> None:
 def stop_ray() -> None:
     """Leave the cluster, or stop the embedded one and keep what its engines printed."""
     forget_services()
+    _detach()
     ray.shutdown()
     for directory in Path(tempfile.gettempdir()).glob(f"{_TEMP_PREFIX}{os.getpid()}-*"):
         _remove(directory)
+
+
+def _detach() -> None:
+    """Shut down Ray's part of this process, taken from the sight of Python first.
+
+    `ray.shutdown` does it the other way round, and a reference that another thread lets go of meanwhile (Prefect's hold
+    the frames of a task that failed) makes Ray end the process, with status 1.
+    """
+    worker = ray._private.worker.global_worker
+    if worker.mode == ray.SCRIPT_MODE and hasattr(worker, "core_worker"):
+        core_worker = worker.core_worker
+        del worker.core_worker
+        core_worker.shutdown_driver()
 
 
 def _remove_leftovers() -> None:

@@ -1,4 +1,4 @@
-"""Waiting for the real Ray: a signal acts at once, and so does a failure beside something that goes on, also Ray's."""
+"""Waiting for the real Ray and leaving it: signals, failures and deaths act at once, whatever else goes on."""
 
 import subprocess
 import sys
@@ -96,6 +96,42 @@ for victim in ("gcs_server", "raylet"):
     assert time.monotonic() - started < 30 and dead_services() == []
 print("both")
 """
+
+
+REFERENCES = """
+import os, sys, threading, time
+import ray
+from drgrpo.cluster.runtime import stop_ray
+
+os.environ["RAY_AUTH_TOKEN"] = "a" * 64
+
+@ray.remote(num_cpus=0)
+class Worker:
+    def one(self):
+        return 1
+
+for _ in range(2):
+    ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1", _temp_dir=sys.argv[1])
+    worker = Worker.remote()
+    references = [worker.one.remote() for _ in range(3000)]
+    assert sum(ray.get(references)) == 3000
+    def let_go():
+        while references:
+            references.pop()
+            time.sleep(0.0005)
+    thread = threading.Thread(target=let_go)
+    thread.start()
+    stop_ray()
+    assert references and not ray.is_initialized()
+    thread.join()
+print("survived")
+"""
+
+
+def test_a_thread_that_lets_go_of_references_while_ray_is_left_does_not_end_the_process(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    assert run(REFERENCES, tmp_path_factory).splitlines()[-1] == "survived"
 
 
 def test_the_death_of_a_service_of_rays_is_told_at_once_and_ray_can_be_left(
