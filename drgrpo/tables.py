@@ -111,7 +111,7 @@ def add_columns(ref: TableRef, path: Path, columns: Mapping[str, Sequence[Any]],
 def _write(path: Path, table: pa.Table, origin: Mapping[str, str], *, durable: bool) -> TableRef:
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Compressing costs more time than writing; a table of a passing stage is as large as the step's final one, no more.
+    # The step waits for it, and compressing takes about as long as all else; what a later stage writes again is small.
     compression = "zstd" if durable else "none"
     digest = _replace(path, lambda file: pq.write_table(table, file, compression=compression), durable=durable)
     manifest = json.dumps({"sha256": digest, "num_rows": table.num_rows, **origin}, sort_keys=True) + "\n"

@@ -86,8 +86,8 @@ def stop_ray() -> None:
 def _detach() -> None:
     """Shut down Ray's part of this process, taken from the sight of Python first.
 
-    `ray.shutdown` does it the other way round, and a reference that another thread lets go of meanwhile (Prefect's hold
-    the frames of a task that failed) makes Ray end the process, with status 1.
+    `ray.shutdown` does it the other way round, and a reference that another thread lets go of meanwhile makes Ray end
+    the process, with status 1.
     """
     worker = ray._private.worker.global_worker
     if worker.mode == ray.SCRIPT_MODE and hasattr(worker, "core_worker"):
