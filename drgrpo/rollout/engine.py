@@ -12,6 +12,7 @@ from drgrpo.rollout.sampling import Completion, SampleRequest, Sampling
 
 _CPU_BATCH_TOKENS = 8192
 _EXTENSION = "drgrpo.weight_sync.receiver.WorkerExtension"
+_SCHEDULERS = "drgrpo.rollout.decode_scheduler"
 
 
 class RolloutEngine:
@@ -24,11 +25,13 @@ class RolloutEngine:
             "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30) or None,
             "enable_sleep_mode": config.placement.sleep,
             "compilation_config": {"max_cudagraph_capture_size": min(rollout.max_num_seqs, 1024)},
+            "scheduler_cls": f"{_SCHEDULERS}.AsyncDecodeScheduler",
         }
         # vLLM's CPU runner cannot rewind a seeded request whose prompt was cut in two, so prompts are never cut.
         cpu_options: dict[str, Any] = {
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(_CPU_BATCH_TOKENS, config.max_model_len),
+            "scheduler_cls": f"{_SCHEDULERS}.DecodeScheduler",
         }
         self.llm = LLM(
             model=str(model_path),

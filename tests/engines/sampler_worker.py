@@ -56,6 +56,32 @@ class SamplerWorker(RolloutEngine):
         (output,) = self.llm.generate([{"prompt_token_ids": prompt}], [_parameters(sampling, request)], use_tqdm=False)
         return int(output.num_cached_tokens)
 
+    def decode_steps(self, requests: Sequence[SampleRequest], sampling: Sampling) -> tuple[list[Completion | None], int]:
+        """As `generate`, and how many steps our own scheduler made."""
+        scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
+        made, make = [], scheduler._decode_step
+        scheduler._decode_step = lambda chosen: made.append(chosen) or make(chosen)
+        try:
+            return self.generate(requests, sampling, policy_version=0), len(made)
+        finally:
+            del scheduler._decode_step
+
+    def decoded(self, token_ids: list[int]) -> str:
+        """The text of a completion."""
+        return str(self.llm.get_tokenizer().decode(token_ids))
+
+    def schedule_as_vllm(self, plain: bool) -> None:
+        """Whether vLLM's scheduler makes every step."""
+        self.llm.llm_engine.engine_core.engine_core.scheduler._is_plain = not plain
+
+    def leave_free_blocks(self, number: int) -> None:
+        """Take blocks of the KV cache away until `number` are free; 0 gives them back."""
+        pool = self.llm.llm_engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
+        if number:
+            self._taken = pool.get_new_blocks(pool.get_num_free_blocks() - number)
+        else:
+            pool.free_blocks(self._taken)
+
     def leave_tied_head_stale(self, broken: bool) -> None:
         """Whether a push passes the tied output head by."""
         receiver.repack_tied_head = _ignore if broken else _REPACK
