@@ -26,7 +26,7 @@ from deployments.steps import ROOT
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("step", "rollout", "update", "trl")
 VARIANTS = ("liger,micro=8", "liger,recompute,micro=32", "recompute,micro=32", "micro=8", "liger,recompute,correction")
-SETTINGS = ("", "sampler_logprobs", "sleep")
+SETTINGS = ("", "vllm_scheduler", "sampler_logprobs", "sleep")
 PLANS = ("", "deterministic", "tokens=81920,recompute,chunk=8192", "tokens=20480,recompute=0")
 KEYS = (
     "ratio_to_trl",

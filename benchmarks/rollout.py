@@ -4,8 +4,8 @@ python -m benchmarks.rollout --workload a --model DIRECTORY --data DIRECTORY --o
   --setting max_num_seqs=512 --setting max_num_seqs=512,sampler_logprobs --setting max_num_seqs=256,sleep
 
 A setting changes `max_num_seqs`, `gpu_memory_utilization` and `sampler_logprobs`; `sleep` builds the engine so that it
-can sleep. What it does not name is the workload's. Settings that differ in `sampler_logprobs` alone share an engine. A
-CPU cannot sleep: the seconds are null.
+can sleep, `vllm_scheduler` leaves every step to vLLM's own scheduler. What it does not name is the workload's. Settings
+that differ in `sampler_logprobs` and `vllm_scheduler` alone share an engine. A CPU cannot sleep: the seconds are null.
 """
 
 import argparse
@@ -97,14 +97,20 @@ def sleep_and_wake(engine: "RolloutEngine", *, repeats: int) -> list[dict[str, f
     return times
 
 
+def schedule_as_vllm(engine: "RolloutEngine", wanted: bool) -> None:
+    """Whether vLLM's scheduler makes every step."""
+    engine.llm.llm_engine.engine_core.engine_core.scheduler.as_vllm = wanted
+
+
 def measure_engine(
-    configs: Sequence[TrainConfig], *, on_gpu: bool, repeats: int, profiled: Path | None
+    configs: Sequence[TrainConfig], settings: Sequence[Options], *, on_gpu: bool, repeats: int, profiled: Path | None
 ) -> Iterator[dict[str, Any]]:
     """The results of settings that share an engine; `profiled` gets a profile of one more rollout of the last."""
     with built_engine(configs[0], on_gpu=on_gpu) as engine, tempfile.TemporaryDirectory() as folder:
         from drgrpo.host import Host
 
-        for config in configs:
+        for config, setting in zip(configs, settings, strict=True):
+            schedule_as_vllm(engine, bool(setting.get("vllm_scheduler", 0)))
             host = Host(config, config.model.path, "benchmark", folder)
             try:
                 result = measure(engine, host, repeats=repeats)
@@ -141,7 +147,8 @@ def main() -> None:
     for _, group in itertools.groupby(by_engine, key=lambda text: engine_key(settings[text])):
         names = list(group)
         chosen = [settings[name] for name in names]
-        measured = measure_engine(chosen, on_gpu=on_gpu, repeats=options.repeats, profiled=profiled)
+        parsed = [parse_options(name) if name in options.setting else {} for name in names]
+        measured = measure_engine(chosen, parsed, on_gpu=on_gpu, repeats=options.repeats, profiled=profiled)
         try:
             for name, result in zip(names, measured, strict=True):
                 results["settings"][name] = result

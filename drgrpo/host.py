@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from transformers import AutoTokenizer
 
@@ -28,7 +29,7 @@ from drgrpo.rewards.pool import GraderPool
 from drgrpo.rollout.rows import Row, answered
 from drgrpo.rollout.sampling import Completion, SampleRequest, Sampling
 from drgrpo.scoring import reward_columns
-from drgrpo.tables import TableRef, add_columns, read_table, write_table
+from drgrpo.tables import TableRef, as_table, read_table, save_table, with_columns, write_table
 
 Metrics = dict[str, float]
 Mode = Literal["greedy", "sampled"]
@@ -45,6 +46,7 @@ class Host:
 
     def __init__(self, config: TrainConfig, model_path: str, run_id: str, run_dir: str, *, train: bool = True) -> None:
         self.config, self.run_id, self.run_dir = config, run_id, Path(run_dir)
+        self._last: tuple[TableRef, pa.Table] | None = None
         self.tokenizer = AutoTokenizer.from_pretrained(
             model_path, trust_remote_code=config.model.trust_remote_code, local_files_only=True
         )
@@ -97,16 +99,18 @@ class Host:
         completions = list(chain.from_iterable(parts))
         rows = answered(self.problems.of_step(step), completions, samples=self.config.rollout.group_size)
         columns = self._columns(rows, step=step, policy_version=policy_version, seed_step=step)
-        return write_table(self._path(step, "rollout"), columns, durable=False)
+        return self._save(self._path(step, "rollout"), as_table(columns), durable=False)
 
     def score(self, table: TableRef, step: int) -> TableRef:
         """Grade every completion and add the reward columns."""
-        rows = read_table(table, _GRADED).to_pydict()
-        return add_columns(table, self._path(step, "reward"), self._reward_columns(rows), durable=False)
+        whole = self._read(table)
+        graded = with_columns(whole, self._reward_columns(whole.select(_GRADED).to_pydict()), path=table.path)
+        return self._save(self._path(step, "reward"), graded, source=table, durable=False)
 
     def advantages(self, table: TableRef, step: int) -> tuple[TableRef, Metrics]:
         """Add the advantage column; returns the finished table and the step's sample metrics."""
-        columns = read_table(table, ("reward", "group_id")).to_pydict()
+        whole = self._read(table)
+        columns = whole.select(["reward", "group_id"]).to_pydict()
         norm = self.config.adv_norm
         advantages = compute_advantages(
             torch.tensor(columns["reward"]),
@@ -116,17 +120,17 @@ class Host:
             leave_one_out=norm.leave_one_out,
             normalize_by=norm.normalize_by,
         )
-        finished = add_columns(table, self._path(step, "advantage"), {"advantage": advantages.tolist()})
-        return finished, self.metrics(finished)
+        finished = with_columns(whole, {"advantage": advantages.tolist()}, path=table.path)
+        return self._save(self._path(step, "advantage"), finished, source=table), self.metrics(finished)
 
     def demonstrations(self, step: int) -> tuple[TableRef, Metrics]:
         """The finished table of given completions that iteration `step` imitates, and its metrics."""
         return self._demonstrations.write(step, self._path(step, "advantage"))
 
-    def metrics(self, table: TableRef) -> Metrics:
+    def metrics(self, table: pa.Table) -> Metrics:
         """Metrics of a finished sample table."""
         return sample_metrics(
-            read_table(table),
+            table,
             num_groups=self.config.data.prompts_per_step,
             group_size=self.config.rollout.group_size,
             max_completion_tokens=self.config.rollout.max_completion_tokens,
@@ -158,6 +162,18 @@ class Host:
     def close(self) -> None:
         """Stop the graders."""
         self.pool.close()
+
+    def _save(
+        self, path: Path, table: pa.Table, *, source: TableRef | None = None, durable: bool = True
+    ) -> TableRef:
+        """Write a stage's table, and keep it for the next stage, which is asked next."""
+        ref = save_table(path, table, source=source, durable=durable)
+        self._last = ref, table
+        return ref
+
+    def _read(self, ref: TableRef) -> pa.Table:
+        """The table of a stage: as it was written, or from the disk after a restart."""
+        return self._last[1] if self._last and self._last[0] == ref else read_table(ref)
 
     @cached_property
     def _demonstrations(self) -> Demonstrations:

@@ -47,7 +47,25 @@ def write_table(path: Path, columns: Mapping[str, Sequence[Any]], *, durable: bo
     lengths = {name: len(values) for name, values in columns.items()}
     if not lengths or len(set(lengths.values())) > 1:
         raise TableError(f"{path}: a table needs one or more columns of equal length, got {lengths}")
-    return _write(path, pa.table({name: pa.array(values) for name, values in columns.items()}), {}, durable=durable)
+    return save_table(path, as_table(columns), durable=durable)
+
+
+def as_table(columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """Equally long sequences by name as a table in memory."""
+    return pa.table({name: _array(values) for name, values in columns.items()})
+
+
+def save_table(path: Path, table: pa.Table, *, source: TableRef | None = None, durable: bool = True) -> TableRef:
+    """As `write_table`, a table in memory; the manifest holds the digest of `source`, from which it was made."""
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The step waits for it, and compressing takes about as long as all else; what a later stage writes again is small.
+    compression = "zstd" if durable else "none"
+    digest = _replace(path, lambda file: pq.write_table(table, file, compression=compression), durable=durable)
+    origin = {"source": source.sha256} if source else {}
+    manifest = json.dumps({"sha256": digest, "num_rows": table.num_rows, **origin}, sort_keys=True) + "\n"
+    _replace(_manifest(path), lambda file: file.write(manifest.encode()), durable=durable)
+    return TableRef(str(path), digest, table.num_rows)
 
 
 def read_table(ref: TableRef, columns: Collection[str] | None = None) -> pa.Table:
@@ -98,25 +116,25 @@ def add_columns(ref: TableRef, path: Path, columns: Mapping[str, Sequence[Any]],
     Raises:
         TableError: A column that exists already or has another length, or `ref` does not verify.
     """
-    table = read_table(ref)
+    return save_table(path, with_columns(read_table(ref), columns, path=ref.path), source=ref, durable=durable)
+
+
+def with_columns(table: pa.Table, columns: Mapping[str, Sequence[Any]], *, path: str) -> pa.Table:
+    """`table`, which lies at `path`, with `columns` appended. Raises TableError as `add_columns` does."""
     for name, values in columns.items():
         if name in table.column_names:
-            raise TableError(f"{ref.path}: column {name!r} exists already")
+            raise TableError(f"{path}: column {name!r} exists already")
         if len(values) != table.num_rows:
-            raise TableError(f"{ref.path}: column {name!r} has {len(values)} values for {table.num_rows} rows")
-        table = table.append_column(name, pa.array(values))
-    return _write(path, table, {"source": ref.sha256}, durable=durable)
+            raise TableError(f"{path}: column {name!r} has {len(values)} values for {table.num_rows} rows")
+        table = table.append_column(name, _array(values))
+    return table
 
 
-def _write(path: Path, table: pa.Table, origin: Mapping[str, str], *, durable: bool) -> TableRef:
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The step waits for it, and compressing takes about as long as all else; what a later stage writes again is small.
-    compression = "zstd" if durable else "none"
-    digest = _replace(path, lambda file: pq.write_table(table, file, compression=compression), durable=durable)
-    manifest = json.dumps({"sha256": digest, "num_rows": table.num_rows, **origin}, sort_keys=True) + "\n"
-    _replace(_manifest(path), lambda file: file.write(manifest.encode()), durable=durable)
-    return TableRef(str(path), digest, table.num_rows)
+def _array(values: Sequence[Any]) -> pa.Array:
+    """`values` in memory just as they come back from a file, where the values of a list are named so."""
+    array = pa.array(values)
+    is_list = pa.types.is_list(array.type)
+    return array.cast(pa.list_(pa.field("element", array.type.value_type))) if is_list else array
 
 
 def _replace(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool) -> str:

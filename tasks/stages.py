@@ -1,8 +1,8 @@
 """The stages of an iteration as Prefect tasks: one library call each, timed and recorded.
 
-A stage that writes a table may be retried and is skipped when its table is already there, made from
-the table that it would be given. Update and push change the
-engines, so they are never cached and never retried.
+A stage that writes a table may be retried and is skipped when its table is already there, made from the table that it
+would be given. One that the engines have begun with, which may have written its table by now, is waited for. Update and
+push change the engines, so they are never cached and never retried.
 """
 
 from prefect import task
@@ -16,7 +16,7 @@ from drgrpo.tables import TableRef
 def rollout(run: Run, *, step: int) -> TableRef:
     """Sample the step's groups with vLLM."""
     run.begin_step()
-    if done := run.table(step, "rollout"):
+    if not run.cluster.has_begun("rollout", step) and (done := run.table(step, "rollout")):
         return done
     with run.timed("rollout"):
         table, metrics = run.cluster.rollout(step, run.policy_version)
@@ -27,7 +27,7 @@ def rollout(run: Run, *, step: int) -> TableRef:
 @task(task_run_name="reward-{step}", tags=["reward"], retries=1, cache_policy=NO_CACHE)
 def reward(run: Run, table: TableRef, *, step: int) -> TableRef:
     """Grade the completions in killable processes."""
-    if done := run.table(step, "reward", source=table):
+    if not run.cluster.has_begun("reward", step) and (done := run.table(step, "reward", source=table)):
         return done
     with run.timed("reward"):
         return run.cluster.score(table, step)

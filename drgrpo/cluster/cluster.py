@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ray.exceptions import LocalRayletDiedError, RayError, RaySystemError
 
+from drgrpo.cluster.ahead import Ahead
 from drgrpo.cluster.engines import Engines
 from drgrpo.cluster.runtime import start_ray, stop_ray
 from drgrpo.cluster.waiting import results
@@ -35,7 +36,7 @@ class Cluster:
         Raises ConfigError when Ray does not give the devices.
         """
         self.config, self._logs = config, run_dir / "logs"
-        self._begun: tuple[tuple[int, int], list[Any]] | None = None
+        self._ahead = Ahead()
         try:
             start_ray(settings, self._logs)
             self.engines = Engines(config, settings, model_path, run_id, run_dir, train=train)
@@ -54,29 +55,36 @@ class Cluster:
             raise
 
     def begin_rollout(self, step: int, policy_version: int) -> None:
-        """Have the samplers begin with the step's groups; the `rollout` of the same step and policy waits for them."""
-        host = self.engines.host
+        """Have the engines begin with the step: `rollout`, `score` and `advantages` wait for what is asked for here."""
+        host, samplers = self.engines.host, self.engines.rollout
         parts = self._generate(host.start("requests", step), host.start("sampling"), policy_version)
-        self._begun = (step, policy_version), parts
+        seconds = [engine.start("generation_seconds") for engine in samplers]
+        table = host.start("write_rollout", step, policy_version, *parts)
+        scored = host.start("score", table, step)
+        finished = host.start("advantages", scored, step)
+        self._ahead.begin(step, policy_version, rollout=[table, *seconds], reward=scored, advantage=finished)
+
+    def has_begun(self, stage: Literal["rollout", "reward", "advantage"], step: int) -> bool:
+        """Whether `begin_rollout` has asked for a stage of this step that nobody has waited for."""
+        return self._ahead.has(stage, step)
 
     def rollout(self, step: int, policy_version: int) -> tuple[TableRef, Metrics]:
         """Sample the step's groups from `policy_version`, unless that has begun, and write their table."""
-        if self._begun is None or self._begun[0] != (step, policy_version):
+        if not (self.has_begun("rollout", step) and self._ahead.is_of(step, policy_version)):
             self.begin_rollout(step, policy_version)
-        assert self._begun is not None
-        (_, parts), self._begun = self._begun, None
-        table: TableRef = self.engines.host.call("write_rollout", step, policy_version, *parts)
-        seconds: list[float] = results([engine.start("generation_seconds") for engine in self.engines.rollout])
+        table, *seconds = self._results(self._ahead.take("rollout", step))
         return table, {"engine_seconds/generate": max(seconds)}
 
     def score(self, table: TableRef, step: int) -> TableRef:
         """Grade the step's completions."""
-        scored: TableRef = self.engines.host.call("score", table, step)
+        begun = self._ahead.take("reward", step) or self.engines.host.start("score", table, step)
+        scored: TableRef = self._results([begun])[0]
         return scored
 
     def advantages(self, table: TableRef, step: int) -> tuple[TableRef, Metrics]:
         """Rewards to advantages, and the step's sample metrics."""
-        result: tuple[TableRef, Metrics] = self.engines.host.call("advantages", table, step)
+        begun = self._ahead.take("advantage", step) or self.engines.host.start("advantages", table, step)
+        result: tuple[TableRef, Metrics] = self._results([begun])[0]
         return result
 
     def demonstrations(self, step: int) -> tuple[TableRef, Metrics]:
@@ -163,6 +171,14 @@ class Cluster:
             )
             for index, engine in enumerate(engines)
         ]
+
+    def _results(self, references: Any) -> list[Any]:
+        """As `results`; after a failure nothing that was asked for ahead is used any more."""
+        try:
+            return results(references)
+        except BaseException:
+            self._ahead.forget()
+            raise
 
     def _on_samplers(self, method: Literal["sleep", "wake_up"]) -> None:
         """Free the samplers' device memory for the update, or give it back, where the configuration asks for it."""

@@ -31,6 +31,7 @@ class DecodeScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         groups = self.kv_cache_config.kv_cache_groups
         extras = (self.connector, self.ec_connector, self.aux_output_connector, self.lora_config)
+        self.as_vllm = False  # true leaves every step to vLLM
         self._is_plain = (
             len(groups) == 1
             and type(groups[0].kv_cache_spec) is FullAttentionSpec
@@ -43,7 +44,7 @@ class DecodeScheduler(Scheduler):
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """The next step; vLLM's own, unless all that happens is decoding."""
-        requests = self._decoding() if self._is_plain else None
+        requests = self._decoding() if self._is_plain and not self.as_vllm else None
         return self._decode_step(requests) if requests else super().schedule(throttle_prefills)
 
     def _decoding(self) -> list[Request] | None:

@@ -70,9 +70,9 @@ class SamplerWorker(RolloutEngine):
         """The text of a completion."""
         return str(self.llm.get_tokenizer().decode(token_ids))
 
-    def schedule_as_vllm(self, plain: bool) -> None:
+    def schedule_as_vllm(self, wanted: bool) -> None:
         """Whether vLLM's scheduler makes every step."""
-        self.llm.llm_engine.engine_core.engine_core.scheduler._is_plain = not plain
+        self.llm.llm_engine.engine_core.engine_core.scheduler.as_vllm = wanted
 
     def leave_free_blocks(self, number: int) -> None:
         """Take blocks of the KV cache away until `number` are free; 0 gives them back."""

@@ -64,6 +64,9 @@ class FakeCluster:
     def begin_rollout(self, step: int, policy_version: int) -> None:
         self._check_version(policy_version)
 
+    def has_begun(self, stage: str, step: int) -> bool:
+        return False
+
     def rollout(self, step: int, policy_version: int) -> tuple[TableRef, dict[str, float]]:
         self.script.note(f"rollout-{step}")
         self._check_version(policy_version)

@@ -6,25 +6,27 @@ from typing import Any
 import pytest
 
 from drgrpo.cluster import cluster as module
+from drgrpo.cluster.ahead import Ahead
 from drgrpo.cluster.cluster import Cluster
 from drgrpo.run import Run
 
 
 class Host:
-    """Answers with what it was asked."""
+    """Answers with what it was asked, and remembers it."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
 
     def start(self, method: str, *args: Any) -> tuple[Any, ...]:
+        self.asked.append((method, *args))
         return (method, *args)
-
-    def call(self, method: str, step: int, policy_version: int, *parts: Any) -> tuple[Any, ...]:
-        return (method, step, policy_version, *parts)
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    monkeypatch.setattr(module, "results", lambda parts: parts)
+    monkeypatch.setattr(module, "results", lambda parts: made.results(parts))
     made: Any = Cluster.__new__(Cluster)
-    made._begun, made.generations = None, []
+    made._ahead, made.generations, made.results = Ahead(), [], list
 
     def start(method: str, *args: Any, **options: Any) -> str | float:
         return generate(*args, **options) if method == "generate" else 1.5
@@ -46,6 +48,39 @@ def test_what_has_begun_is_not_generated_again_and_used_once(cluster: Any) -> No
     assert cluster.generations == [(3, 3)]
     cluster.rollout(3, 3)  # Prefect tries again
     assert cluster.generations == [(3, 3), (3, 3)]
+
+
+def test_grading_and_advantages_follow_without_the_flow_and_once(cluster: Any) -> None:
+    cluster.begin_rollout(3, 3)
+    table = ("write_rollout", 3, 3, "requests 3 of 3")
+    scored, finished = ("score", table, 3), ("advantages", ("score", table, 3), 3)
+    assert cluster.engines.host.asked[2:] == [table, scored, finished]
+    assert [cluster.has_begun(stage, 3) for stage in ("rollout", "reward", "advantage")] == [True] * 3
+    cluster.rollout(3, 3)
+    assert (cluster.score("a table", 3), cluster.advantages("a table", 3)) == (scored, finished)
+    assert not any(cluster.has_begun(stage, 3) for stage in ("rollout", "reward", "advantage"))
+    assert cluster.score("another", 3) == ("score", "another", 3)  # Prefect tries again
+    assert len(cluster.engines.host.asked) == 6
+
+
+def test_after_a_failure_what_followed_from_it_is_asked_for_anew(cluster: Any) -> None:
+    def fail(_: Any) -> Any:
+        raise RuntimeError("the graders failed")
+
+    cluster.begin_rollout(3, 3)
+    cluster.rollout(3, 3)
+    cluster.results = fail
+    with pytest.raises(RuntimeError, match="the graders failed"):
+        cluster.score("a table", 3)
+    cluster.results = list
+    assert cluster.score("a table", 3) == ("score", "a table", 3)
+    assert cluster.advantages("scored", 3) == ("advantages", "scored", 3)
+
+
+def test_what_has_begun_is_of_its_step_alone(cluster: Any) -> None:
+    cluster.begin_rollout(3, 3)
+    assert not cluster.has_begun("reward", 4)
+    assert cluster.score("a table", 4) == ("score", "a table", 4)
 
 
 @pytest.mark.parametrize(("step", "policy_version"), [(4, 3), (3, 4)])

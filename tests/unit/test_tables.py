@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from drgrpo.tables import TableError, TableRef, add_columns, find_table, read_table, write_table
+from drgrpo.tables import (
+    TableError,
+    TableRef,
+    add_columns,
+    as_table,
+    find_table,
+    read_table,
+    save_table,
+    with_columns,
+    write_table,
+)
 
 COLUMNS: dict[str, Sequence[Any]] = {
     "group_id": [0, 0, 1],
@@ -141,3 +151,13 @@ def test_bad_columns_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="2 values for 1 rows"):
         add_columns(ref, tmp_path / "t.parquet", {"b": [1, 2]})
     assert not (tmp_path / "t.parquet").exists()
+
+
+def test_a_table_made_in_memory_has_the_bytes_of_one_made_from_the_file(tmp_path: Path) -> None:
+    more = {"reward": [0.0, 1.0, 0.5], "parts": [[1], [], [2, 3]], "status": ["ok", "ok", ""]}
+    first = write_table(tmp_path / "a.parquet", COLUMNS)
+    from_file = add_columns(first, tmp_path / "b.parquet", more)
+    in_memory = with_columns(as_table(COLUMNS), more, path="")
+    kept = save_table(tmp_path / "c.parquet", in_memory, source=first)
+    assert kept.sha256 == from_file.sha256
+    assert find_table(tmp_path / "c.parquet", source=first) == kept
