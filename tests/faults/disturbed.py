@@ -121,17 +121,18 @@ def run_once(root: Path, overrides: dict[str, Any], blow: Blow, run_id: str = ""
                 with suppress(BrokenPipeError):  # the blow may have hit the flow
                     process.stdin.write("go on\n")
                     process.stdin.flush()
-        return Attempt(process.wait(), run_id, stages, log.read_text(), _is_ended_by_ray(process.pid))
+        status, output = process.wait(), log.read_text(errors="replace")
+        return Attempt(status, run_id, stages, output, _is_ended_by_ray(process.pid, output))
     except BaseException:
         for _, left in processes(root):
             left.kill()
         raise
 
 
-def _is_ended_by_ray(pid: int) -> bool:
-    """Whether Ray noted in its log of this process that it ends it."""
+def _is_ended_by_ray(pid: int, output: str) -> bool:
+    """Whether Ray said that it ends this process: in its log of it, or while it starts in what the process printed."""
     logs = Path(tempfile.gettempdir()).glob(f"drgrpo-ray-{pid}-*/session_2*/logs/python-core-driver-*")
-    texts = [path.read_text(errors="replace") for path in logs]
+    texts = [output, *(path.read_text(errors="replace") for path in logs)]
     return any(word in text for text in texts for word in ("program will terminate", "Terminate the process"))
 
 
