@@ -17,7 +17,13 @@ from vllm.v1.core.sched.utils import check_stop
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
+
+
+# The releases for GPUs and for CPUs differ in names; what one of them lacks it does not do.
+_EXTRAS = ("connector", "ec_connector", "aux_output_connector", "lora_config", "num_spec_tokens", "use_pp")
+_EXTRAS += ("log_stats", "needs_kv_cache_zeroing", "enable_return_routed_experts")
+_OTHER_QUEUES = ("kv_holding_waiting", "deferred_waiting", "skipped_waiting")
 
 
 class DecodeStep(SchedulerOutput):
@@ -30,14 +36,12 @@ class DecodeScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         groups = self.kv_cache_config.kv_cache_groups
-        extras = (self.connector, self.ec_connector, self.aux_output_connector, self.lora_config)
         self.as_vllm = False  # true leaves every step to vLLM
         self._is_plain = (
             len(groups) == 1
             and type(groups[0].kv_cache_spec) is FullAttentionSpec
             and groups[0].kv_cache_spec.block_size == self.block_size
-            and not any(extras)
-            and not (self.num_spec_tokens or self.use_pp or self.log_stats or self.needs_kv_cache_zeroing)
+            and not any(getattr(self, extra, None) for extra in _EXTRAS)
             and self.dcp_world_size == self.pcp_world_size == 1
         )
         self._held: dict[str, list[int]] = {}
@@ -49,7 +53,7 @@ class DecodeScheduler(Scheduler):
 
     def _decoding(self) -> list[Request] | None:
         """The requests that decode next; None where anything else is to do, or where blocks are short."""
-        if self._pause_state != PauseState.UNPAUSED or self.kv_holding_waiting or self.deferred_waiting:
+        if self._pause_state != PauseState.UNPAUSED or any(getattr(self, queue, None) for queue in _OTHER_QUEUES):
             return None
         if self.waiting and len(self.running) < self.max_num_running_reqs:
             return None
@@ -62,7 +66,7 @@ class DecodeScheduler(Scheduler):
                 continue  # its last token is on its way
             if request.num_tokens + pending - computed != 1 or computed + 1 >= self.max_model_len:
                 return None
-            if request.is_prefill_chunk or request.num_stale_output_tokens or request.use_structured_output:
+            if request.is_prefill_chunk or request.use_structured_output or _has_stale_tokens(request):
                 return None
             chosen.append(request)
             num_full += computed % self.block_size == 0
@@ -80,18 +84,13 @@ class DecodeScheduler(Scheduler):
                 assert new is not None, "counted before"
                 blocks[request.request_id] = new
         counts = dict.fromkeys(names, 1)
-        step = DecodeStep(
-            scheduled_new_reqs=[],
-            scheduled_cached_reqs=self._make_cached_request_data(requests, [], counts, {}, blocks),
-            num_scheduled_tokens=counts,
-            total_num_scheduled_tokens=len(names),
-            scheduled_spec_decode_tokens={},
-            scheduled_encoder_inputs={},
-            preempted_req_ids=self.reset_preempted_req_ids,
-            finished_req_ids=self.finished_req_ids,
-            free_encoder_mm_hashes=self.encoder_cache_manager.get_freed_mm_hashes(),
-            ec_manager_metadata=self.encoder_cache_manager.get_manager_metadata(),
-        )
+        step = DecodeStep.make_empty()
+        step.scheduled_cached_reqs = self._make_cached_request_data(requests, [], counts, {}, blocks)
+        step.num_scheduled_tokens, step.total_num_scheduled_tokens = counts, len(names)
+        step.preempted_req_ids, step.finished_req_ids = self.reset_preempted_req_ids, self.finished_req_ids
+        step.free_encoder_mm_hashes = self.encoder_cache_manager.get_freed_mm_hashes()
+        if hasattr(step, "num_common_prefix_blocks"):
+            step.num_common_prefix_blocks = [0]
         if not self.use_v2_model_runner:
             self.prev_step_scheduled_req_ids.clear()
             self.prev_step_scheduled_req_ids.update(names)
@@ -103,7 +102,7 @@ class DecodeScheduler(Scheduler):
     ) -> dict[int, EngineCoreOutputs]:
         """Append a step's tokens; returns what has ended, and everything after a step that was not all decoding."""
         extras = (model_runner_output.logprobs, model_runner_output.num_nans_in_logits)
-        if isinstance(scheduler_output, DecodeStep) and not any(extras):
+        if isinstance(scheduler_output, DecodeStep) and not any(extras) and self._all_run(scheduler_output):
             outputs = list(self._decoded(scheduler_output, model_runner_output))
             return {0: EngineCoreOutputs(outputs=outputs)} if outputs else {}
         result = super().update_from_output(scheduler_output, model_runner_output)
@@ -112,6 +111,15 @@ class DecodeScheduler(Scheduler):
                 if held := self._held.pop(output.request_id, None):
                     output.new_token_ids = held + output.new_token_ids
         return result
+
+    def _all_run(self, step: SchedulerOutput) -> bool:
+        """Whether no request of the step has given way to others meanwhile."""
+        found = (self.requests.get(name) for name in step.num_scheduled_tokens)
+        return all(
+            request.is_finished() or (request.status == RequestStatus.RUNNING and not _has_stale_tokens(request))
+            for request in found
+            if request is not None
+        )
 
     def _decoded(self, step: SchedulerOutput, sampled: ModelRunnerOutput) -> Iterator[EngineCoreOutput]:
         """Append the tokens of a decoding step; yields the completions that ended or are read as they grow."""
@@ -146,6 +154,11 @@ class DecodeScheduler(Scheduler):
             stop_reason=request.stop_reason,
             events=request.take_events(),
         )
+
+
+def _has_stale_tokens(request: Request) -> bool:
+    """Whether tokens are on their way that were sampled before the request gave way."""
+    return bool(getattr(request, "num_stale_output_tokens", 0) or getattr(request, "async_tokens_to_discard", 0))
 
 
 class AsyncDecodeScheduler(DecodeScheduler, AsyncScheduler):

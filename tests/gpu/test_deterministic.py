@@ -1,7 +1,8 @@
-"""With `trainer.deterministic` a GPU trains to the same bits, also after a death in the middle."""
+"""With `trainer.deterministic` a GPU trains to the same bits, also after a death, and samples the same tokens."""
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,14 @@ from drgrpo.config import TrainConfig
 from tests.engines.conftest import free_port, make_config
 from tests.engines.process import EngineProcess
 from tests.engines.samples import random_samples
-from tests.gpu.conftest import ON_GPU, environment
+from tests.engines.sampling import SAMPLING, generate, sample_requests
+from tests.gpu.conftest import ON_GPU, SAMPLER_SHARE, environment
 
 pytestmark = pytest.mark.gpu
 
 NUM_STEPS = 4
+QUICK = {"rollout.gpu_memory_utilization": SAMPLER_SHARE, "rollout.kv_cache_gib": 1, "rollout.enforce_eager": True}
+UNSCORED = replace(SAMPLING, logprobs=False)
 Start = Callable[[TrainConfig], EngineProcess]
 
 
@@ -32,6 +36,21 @@ def start() -> Iterator[Start]:
     yield make
     for rank in ranks:
         rank.close()
+
+
+@pytest.fixture
+def start_sampler() -> Iterator[Start]:
+    """Starts a sampler in a process of its own."""
+    samplers: list[EngineProcess] = []
+
+    def make(config: TrainConfig) -> EngineProcess:
+        target, model = "tests.gpu.device_sampler.DeviceSampler", Path(config.model.path)
+        samplers.append(EngineProcess(target, config, model, ON_GPU, environment=environment(config, "rollout")))
+        return samplers[-1]
+
+    yield make
+    for sampler in samplers:
+        sampler.close()
 
 
 def train(rank: EngineProcess, first: int, last: int) -> None:
@@ -71,3 +90,13 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_uninterrupted_one(
     second.call("load_checkpoint", str(checkpoint_path(tmp_path / "parts", 2)))
     train(second, 2, NUM_STEPS)
     assert save(second, tmp_path / "parts", NUM_STEPS) == expected != halfway
+
+
+def test_what_is_sampled_again_is_the_same_in_whatever_company(tiny_model: Path, start_sampler: Start) -> None:
+    sampler = start_sampler(make_config(tiny_model, {"model.dtype": "bfloat16", "trainer.deterministic": True, **QUICK}))
+    wanted = sample_requests()
+    whole = generate(sampler, wanted, UNSCORED)
+    assert generate(sampler, wanted, UNSCORED) == whole
+    assert generate(sampler, wanted[::-1], UNSCORED)[::-1] == whole
+    assert generate(sampler, wanted[::3], UNSCORED) == whole[::3]
+    assert generate(sampler, wanted[5:6], UNSCORED) == whole[5:6]
