@@ -81,8 +81,13 @@ WORKLOADS = {
         108,
         {
             "data": {"prompts_per_step": 64},
-            "rollout": {"max_completion_tokens": 512, "max_num_seqs": 512},
-            "trainer": {"completions_per_update": 512},
+            "rollout": {
+                "max_completion_tokens": 512,
+                "max_num_seqs": 512,
+                "gpu_memory_utilization": 0.2,
+                "kv_cache_gib": 9,  # all sequences at once, of which groups share their prompt
+            },
+            "trainer": {"completions_per_update": 512, "gradient_checkpointing": 0.2},
         },
     ),
     # 128 prompts x 8 completions of 16 to 1,024 tokens, eight optimizer steps.
@@ -95,7 +100,8 @@ WORKLOADS = {
                 "max_completion_tokens": 1024,
                 "max_num_seqs": 1024,
                 "forced_lengths": spread_lengths(1024, limit=1024),
-                "gpu_memory_utilization": 0.3,
+                "gpu_memory_utilization": 0.2,
+                "kv_cache_gib": 10,
             },
             "trainer": {"completions_per_update": 128},
         },

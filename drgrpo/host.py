@@ -163,9 +163,7 @@ class Host:
         """Stop the graders."""
         self.pool.close()
 
-    def _save(
-        self, path: Path, table: pa.Table, *, source: TableRef | None = None, durable: bool = True
-    ) -> TableRef:
+    def _save(self, path: Path, table: pa.Table, *, source: TableRef | None = None, durable: bool = True) -> TableRef:
         """Write a stage's table, and keep it for the next stage, which is asked next."""
         ref = save_table(path, table, source=source, durable=durable)
         self._last = ref, table

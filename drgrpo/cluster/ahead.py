@@ -1,4 +1,4 @@
-"""Stages of a step that the engines were asked for before the flow came to them, so that they follow without a pause."""
+"""Stages of a step that the engines were asked for before the flow came to them; they follow without a pause."""
 
 from typing import Any
 

@@ -42,6 +42,8 @@ class Cluster:
             self.engines = Engines(config, settings, model_path, run_id, run_dir, train=train)
             self.data: dict[str, Any] = self.engines.host.call("describe")
             if train:
+                if self.engines.on_gpu and not config.rollout.kv_cache_gib:
+                    self.engines.wait()  # vLLM measures what it can have, and takes the trainer's memory for its own
                 self.engines.start_trainer()
             self.engines.wait()
             if train:

@@ -1,8 +1,8 @@
 """A scheduler for vLLM that spends little of the host's time on a step in which every request decodes one token.
 
-vLLM's own walks each request through all that a request might need: with 512 of them that takes the host longer than the
-GPU takes for the step. While nothing but decoding goes on, this one asks for a block where one is full and keeps tokens
-until a completion ends. In every other state it is vLLM's.
+vLLM's own walks each request through all that a request might need; with 512 of them the GPU waits for it. While nothing
+but decoding goes on, this one asks for a block where one is full and keeps tokens until a completion ends. In every other
+state it is vLLM's.
 """
 
 from collections.abc import Iterator
@@ -19,10 +19,11 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-
 # The releases for GPUs and for CPUs differ in names; what one of them lacks it does not do.
-_EXTRAS = ("connector", "ec_connector", "aux_output_connector", "lora_config", "num_spec_tokens", "use_pp")
-_EXTRAS += ("log_stats", "needs_kv_cache_zeroing", "enable_return_routed_experts")
+_EXTRAS = (
+    *("connector", "ec_connector", "aux_output_connector", "lora_config", "num_spec_tokens", "use_pp"),
+    *("log_stats", "needs_kv_cache_zeroing", "enable_return_routed_experts"),
+)
 _OTHER_QUEUES = ("kv_holding_waiting", "deferred_waiting", "skipped_waiting")
 
 
@@ -140,7 +141,7 @@ class DecodeScheduler(Scheduler):
                 continue
             yield self._output(request, self._held.pop(name))
         if ended:
-            self.running = [request for request in self.running if request not in ended]
+            self.running: list[Request] = [request for request in self.running if request not in ended]
 
     def _output(self, request: Request, token_ids: list[int]) -> EngineCoreOutput:
         """`token_ids` of a request, and its end where it has ended."""

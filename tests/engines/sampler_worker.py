@@ -56,7 +56,9 @@ class SamplerWorker(RolloutEngine):
         (output,) = self.llm.generate([{"prompt_token_ids": prompt}], [_parameters(sampling, request)], use_tqdm=False)
         return int(output.num_cached_tokens)
 
-    def decode_steps(self, requests: Sequence[SampleRequest], sampling: Sampling) -> tuple[list[Completion | None], int]:
+    def decode_steps(
+        self, requests: Sequence[SampleRequest], sampling: Sampling
+    ) -> tuple[list[Completion | None], int]:
         """As `generate`, and how many steps our own scheduler made."""
         scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
         made, make = [], scheduler._decode_step

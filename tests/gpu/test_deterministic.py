@@ -93,7 +93,8 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_uninterrupted_one(
 
 
 def test_what_is_sampled_again_is_the_same_in_whatever_company(tiny_model: Path, start_sampler: Start) -> None:
-    sampler = start_sampler(make_config(tiny_model, {"model.dtype": "bfloat16", "trainer.deterministic": True, **QUICK}))
+    options = {"model.dtype": "bfloat16", "trainer.deterministic": True, **QUICK}
+    sampler = start_sampler(make_config(tiny_model, options))
     wanted = sample_requests()
     whole = generate(sampler, wanted, UNSCORED)
     assert generate(sampler, wanted, UNSCORED) == whole
