@@ -1,7 +1,7 @@
 """A scheduler for vLLM that spends little of the host's time on a step in which every request decodes one token.
 
-vLLM's own walks each request through all that a request might need; with 512 of them the GPU waits for it. While nothing
-but decoding goes on, this one asks for a block where one is full and keeps tokens until a completion ends. In every other
+vLLM's own walks each request through all that a request might need; with 512 of them the GPU waits for it. While all
+requests decode, this one asks for a block where one is full and keeps tokens until a completion ends. In every other
 state it is vLLM's.
 """
 
