@@ -15,7 +15,7 @@ from typing import Literal
 import ray
 from ray.exceptions import RaySystemError
 
-from drgrpo.cluster.services import forget_services, watch_services
+from drgrpo.cluster.services import end_workers, forget_services, watch_services
 from drgrpo.config import TrainConfig
 from drgrpo.leftovers import orphans
 from drgrpo.settings import Settings
@@ -76,9 +76,11 @@ def _init(settings: Settings, logs: Path) -> None:
 
 def stop_ray() -> None:
     """Leave the cluster, or stop the embedded one and keep what its engines printed."""
-    forget_services()
+    raylet = forget_services()
     _detach()
     ray.shutdown()
+    if raylet is not None:
+        end_workers(raylet)
     for directory in Path(tempfile.gettempdir()).glob(f"{_TEMP_PREFIX}{os.getpid()}-*"):
         _remove(directory)
 

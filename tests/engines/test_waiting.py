@@ -128,6 +128,39 @@ print("survived")
 """
 
 
+WORKERS = """
+import os, subprocess, sys
+import psutil, ray
+from drgrpo.cluster.runtime import stop_ray
+from drgrpo.cluster.services import watch_services
+
+os.environ["RAY_AUTH_TOKEN"] = "a" * 64
+ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1", _temp_dir=sys.argv[1])
+watch_services()
+
+@ray.remote(num_cpus=0)
+class Worker:
+    def raylet(self):
+        return os.environ["RAY_RAYLET_PID"]
+
+(raylet,) = [child for child in psutil.Process().children() if child.name() == "raylet"]
+assert ray.get(Worker.remote().raylet.remote()) == str(raylet.pid)
+# As a worker that waits a minute for `gcs_server` does, this does not end with the raylet.
+waits = subprocess.Popen(["sleep", "600"], env={"RAY_RAYLET_PID": str(raylet.pid)})
+another = subprocess.Popen(["sleep", "600"], env={"RAY_RAYLET_PID": str(raylet.pid + 1)})
+stop_ray()
+ended = not psutil.pid_exists(waits.pid), another.poll() is not None
+for process in (waits, another):
+    process.kill()
+assert ended == (True, False), ended
+print("ended")
+"""
+
+
+def test_a_worker_that_outlives_ray_is_ended(tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert run(WORKERS, tmp_path_factory).splitlines()[-1] == "ended"
+
+
 def test_a_thread_that_lets_go_of_references_while_ray_is_left_does_not_end_the_process(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
