@@ -17,7 +17,7 @@ from drgrpo.config.machine import host_bytes
 from drgrpo.config.overrides import apply_overrides
 
 BEGIN, END = "<!-- memory: generated -->", "<!-- /memory -->"
-MEASURED = Path(__file__).parent / "results" / "h100-update.json"
+MEASURED = Path(__file__).parent / "results" / "h100-update-one-rank.json"
 MEASURED_MODEL = "Qwen2.5-1.5B"
 
 # Parameters, hidden, intermediate, layers, vocabulary, width of keys: from the models' own config.json.

@@ -63,7 +63,10 @@ def set_plan(trainer: "Trainer", config: TrainConfig, plan: Options) -> None:
 
 
 def measure(trainer: "Trainer", batch: "list[Sample]", *, repeats: int) -> dict[str, Any]:
-    """Seconds of each repeat after one warm-up, tokens per second, MFU, peak memory; null where there is no GPU."""
+    """Seconds of each repeat after one warm-up, tokens per second, MFU, memory; null where there is no GPU.
+
+    `allocator_flushes`: how often torch found no room after the warm-up and gave back all memory that it kept.
+    """
     import torch
 
     from benchmarks.clock import now
@@ -73,11 +76,13 @@ def measure(trainer: "Trainer", batch: "list[Sample]", *, repeats: int) -> dict[
     on_gpu = trainer.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    seconds = []
+    seconds: list[float] = []
+    flushes: list[int] = []
     for step in range(repeats + 1):
         started = now()
         metrics = trainer.update(batch, step=step)
         seconds.append(now() - started)
+        flushes.append(torch.cuda.memory_stats()["num_alloc_retries"] if on_gpu else 0)
     best = min(seconds[1:])
     parameters = sum(parameter_numel(p) for _, p in named_weights(trainer.engine))
     peak = peak_flops(torch.cuda.get_device_name()) if on_gpu else None
@@ -95,6 +100,8 @@ def measure(trainer: "Trainer", batch: "list[Sample]", *, repeats: int) -> dict[
         "mfu": mfu(metrics["computed_tokens"]),
         "effective_mfu": mfu(metrics["sequence_tokens"]),
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
+        "reserved_gib": torch.cuda.max_memory_reserved() / 2**30 if on_gpu else None,
+        "allocator_flushes": flushes[-1] - flushes[0] if on_gpu else None,
     }
 
 
@@ -121,6 +128,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--plan", action="append", default=[])
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--gib", type=float, help="memory of the GPU that torch may take, as beside a sampler")
     parser.add_argument("--profile", action="store_true", help="profile the last plan")
     options = parser.parse_args()
 
@@ -132,6 +140,8 @@ def main() -> None:
     on_gpu = enter_engine(config.model_copy(update={"trainer": deterministic}), "trainer")
     import torch
 
+    if options.gib and on_gpu:
+        torch.cuda.set_per_process_memory_fraction(options.gib * 2**30 / torch.cuda.mem_get_info()[1])
     trainer = build_trainer(config, on_gpu=on_gpu)
     batch = samples(config, vocab_size=trainer.engine.module.decoder.config.vocab_size)
     results: dict[str, Any] = {"workload": options.workload, "hardware": hardware(), "versions": versions()}

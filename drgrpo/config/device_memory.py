@@ -90,9 +90,9 @@ def trainer_bytes(config: TrainConfig, shape: ModelShape) -> int:
     """Bytes of device memory of a rank at its peak, in the backward pass of a full micro-batch.
 
     Divided among the ranks: weights in the compute type, 16 a parameter for float32 weights, moments and gradient
-    unless offloaded, a reference model. On each: DeepSpeed's bucket, and of each token of a micro-batch every layer's
-    activations, or only its input where they are recomputed; then a layer at work, or the head: a chunk of logits with
-    its gradient, and the head's own gradient in float32.
+    unless offloaded, a reference model. On each: DeepSpeed's bucket, if gradients are exchanged or offloaded, and of
+    each token of a micro-batch every layer's activations, or only its input where they are recomputed; then a layer at
+    work, or the head: a chunk of logits, which its gradient replaces, and the head's own gradient in float32.
     """
     compute, trainer = compute_bytes(config), config.trainer
     states = (compute + (0 if trainer.offload_optimizer else 16)) * shape.num_parameters
@@ -104,10 +104,11 @@ def trainer_bytes(config: TrainConfig, shape: ModelShape) -> int:
     # The first layers recompute, when what the last ones kept is free again.
     recomputed = round(trainer.gradient_checkpointing * shape.num_layers)
     kept = recomputed * inputs + (shape.num_layers - recomputed) * layer
-    # The product and three gradients of the width of the MLP; chunk and its gradient, and the head's gradient twice.
+    # The product and three gradients of the width of the MLP; a chunk, and the head's gradient twice.
     at_work = 4 * wide + (layer if recomputed == shape.num_layers else 0)
-    head = (2 * compute * trainer.logprob_chunk_tokens + 8 * shape.hidden) * shape.vocabulary
-    return (states + reference) // trainer.num_ranks + compute * REDUCE_BUCKET + kept + max(head, at_work)
+    head = (compute * trainer.logprob_chunk_tokens + 8 * shape.hidden) * shape.vocabulary
+    bucket = compute * REDUCE_BUCKET if trainer.num_ranks > 1 or trainer.offload_optimizer else 0
+    return (states + reference) // trainer.num_ranks + bucket + kept + max(head, at_work)
 
 
 def sampler_bytes(config: TrainConfig, shape: ModelShape) -> int:

@@ -30,37 +30,42 @@ def gated_gradients(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Ten
     return product.to(gate.dtype), grad_gate.to(gate.dtype), grad_up.to(gate.dtype)
 
 
-class _GatedDown(torch.autograd.Function):
-    """(gate, up [..., I], weight [D, I]) -> (silu(gate) * up) @ weight.T [..., D]."""
+class _GatedMlp(torch.autograd.Function):
+    """(x [..., D], gate and up weights [I, D], down weight [D, I]) -> [..., D]."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up, weight)
-        product: Tensor = compiled(gated, gate.device)(gate, up)
-        return product @ weight.t()
+    def forward(ctx: Any, x: Tensor, gate_weight: Tensor, up_weight: Tensor, down_weight: Tensor) -> Tensor:
+        gate, up = x @ gate_weight.t(), x @ up_weight.t()
+        ctx.save_for_backward(x, gate, up, gate_weight, up_weight, down_weight)
+        product: Tensor = compiled(gated, x.device)(gate, up)
+        return product @ down_weight.t()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        (grad,) = grads
-        gate, up, weight = ctx.saved_tensors
-        product, grad_gate, grad_up = compiled(gated_gradients, gate.device)(gate, up, grad @ weight)
-        return grad_gate, grad_up, grad.flatten(0, -2).t() @ product.flatten(0, -2)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, gate, up, gate_weight, up_weight, down_weight = ctx.saved_tensors
+        rows, grad = x.flatten(0, -2), grads[0].flatten(0, -2)
+        product, grad_gate, grad_up = compiled(gated_gradients, x.device)(
+            gate.flatten(0, -2), up.flatten(0, -2), grad @ down_weight
+        )
+        # The second product adds itself to the first, which is rounded once less than a sum of both.
+        grad_x = (grad_gate @ gate_weight).addmm_(grad_up, up_weight)
+        return grad_x.view_as(x), grad_gate.t() @ rows, grad_up.t() @ rows, grad.t() @ product
 
 
 def _forward(self: Any, x: Tensor) -> Tensor:
-    found: Tensor = _GatedDown.apply(self.gate_proj(x), self.up_proj(x), self.down_proj.weight)
+    found: Tensor = _GatedMlp.apply(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
     return found
 
 
 def keep_less(layers: Iterable[nn.Module]) -> None:
-    """Give layers whose MLP is of this kind, without a bias after the product, this forward pass.
+    """Give layers whose MLP is of this kind, without biases, this forward pass.
 
-    It reads a weight without calling the module that owns it, so ZeRO-3 has to gather a layer as a whole.
+    It reads weights without calling the modules that own them, so ZeRO-3 has to gather a layer as a whole.
     """
     for layer in layers:
         mlp: Any = getattr(layer, "mlp", None)
         parts = [getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-        if all(isinstance(part, nn.Linear) for part in parts) and _is_silu(mlp) and mlp.down_proj.bias is None:
+        if all(isinstance(part, nn.Linear) and part.bias is None for part in parts) and _is_silu(mlp):
             mlp.forward = MethodType(_forward, mlp)
 
 

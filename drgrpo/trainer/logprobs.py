@@ -1,15 +1,14 @@
 """Logprob and entropy of given tokens straight from hidden states, never holding more than a chunk of logits.
 
 The backward pass recomputes each chunk's logits, so memory is [chunk, vocabulary] however long the batch is. On a GPU
-the element-wise work on a chunk is compiled into kernels that read the 16-bit logits once or twice.
+kernels of our own read the 16-bit logits once in each direction.
 """
 
+import importlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from drgrpo.trainer.compiled import compiled
 
 
 def token_statistics(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -20,24 +19,39 @@ def token_statistics(logits: Tensor, targets: Tensor, temperature: float) -> tup
     return logp.gather(1, targets[:, None]).squeeze(1), -(logp.exp() * logp).sum(-1), normalizer
 
 
-def logits_gradient(logits: Tensor, targets: Tensor, normalizer: Tensor, grad: Tensor, temperature: float) -> Tensor:
-    """Gradient [C, V] of the logprobs with respect to `logits`, weighted by `grad` [C]: (onehot - p) / temperature."""
-    probs = torch.exp(logits.float() / temperature - normalizer[:, None])
-    hit = torch.arange(logits.shape[1], device=logits.device)[None, :] == targets[:, None]
-    return ((hit.float() - probs) * (grad[:, None] / temperature)).to(logits.dtype)
+def logits_gradient(
+    logits: Tensor,
+    targets: Tensor,
+    normalizer: Tensor,
+    grad: Tensor,
+    temperature: float,
+    entropy: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Gradient [C, V] with respect to `logits` of the logprobs, weighted by `grad` [C]: (onehot - p) / temperature.
 
-
-def entropy_gradient(logits: Tensor, normalizer: Tensor, entropy: Tensor, grad: Tensor, temperature: float) -> Tensor:
-    """Gradient [C, V] of the entropies with respect to `logits`: -p (log p + H) / temperature."""
+    `entropy`: the entropies H [C] and the weights [C] of their gradient -p (log p + H) / temperature, where they are
+    trained on.
+    """
     logp = logits.float() / temperature - normalizer[:, None]
-    return (-logp.exp() * (logp + entropy[:, None]) * (grad[:, None] / temperature)).to(logits.dtype)
+    probs = logp.exp()
+    hit = torch.arange(logits.shape[1], device=logits.device)[None, :] == targets[:, None]
+    total = (hit.float() - probs) * (grad[:, None] / temperature)
+    if entropy is not None:
+        total -= probs * (logp + entropy[0][:, None]) * (entropy[1][:, None] / temperature)
+    return total.to(logits.dtype)
 
 
-def _outer_sum(grad: Tensor, hidden: Tensor) -> Tensor:
-    """grad [C, V] transposed times hidden [C, D] in float32, so that chunks do not add up rounded sums."""
+def _functions(device: torch.device) -> Any:
+    """The module whose `token_statistics` and `logits_gradient` serve this device; Triton is there with a GPU only."""
+    return importlib.import_module("drgrpo.trainer.logit_kernels" if device.type == "cuda" else __name__)
+
+
+def _add_outer_product(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
+    """Add grad [C, V] transposed times hidden [C, D] to `total` [V, D] float32, so that no rounded sums add up."""
     if grad.is_cuda and grad.dtype != torch.float32:
-        return torch.mm(grad.t(), hidden, out_dtype=torch.float32)
-    return grad.t() @ hidden
+        torch.addmm(total, grad.t(), hidden, torch.float32, out=total)
+    else:
+        total += grad.t() @ hidden
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -49,7 +63,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logprobs = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         entropy, normalizer = torch.empty_like(logprobs), torch.empty_like(logprobs)
-        statistics = compiled(token_statistics, hidden.device)
+        statistics = _functions(hidden.device).token_statistics
         for start in range(0, hidden.shape[0], chunk):
             span = slice(start, start + chunk)
             logits = hidden[span] @ weight.t()
@@ -62,22 +76,18 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_logprobs, grad_entropy = grads
+        grad_logprobs, grad_entropy = (grad.contiguous() for grad in grads)
         hidden, weight, targets, normalizer, entropy = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        gradient = _functions(hidden.device).logits_gradient
         for start in range(0, hidden.shape[0], ctx.chunk):
             span = slice(start, start + ctx.chunk)
+            trained = (entropy[span], grad_entropy[span]) if ctx.with_entropy else None
             logits = hidden[span] @ weight.t()
-            grad = compiled(logits_gradient, hidden.device)(
-                logits, targets[span], normalizer[span], grad_logprobs[span], ctx.temperature
-            )
-            if ctx.with_entropy:
-                grad = grad + compiled(entropy_gradient, hidden.device)(
-                    logits, normalizer[span], entropy[span], grad_entropy[span], ctx.temperature
-                )
+            grad = gradient(logits, targets[span], normalizer[span], grad_logprobs[span], ctx.temperature, trained)
             grad_hidden[span] = grad @ weight
-            grad_weight += _outer_sum(grad, hidden[span])
+            _add_outer_product(grad_weight, grad, hidden[span])
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
 
 

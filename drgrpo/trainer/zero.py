@@ -16,6 +16,7 @@ from deepspeed.utils import set_z3_leaf_modules
 
 from drgrpo.config.sections import OptimizerConfig, TrainerConfig
 from drgrpo.leftovers import buffer_owner, reduce_buffer
+from drgrpo.trainer.one_rank import spare_exchange
 from drgrpo.trainer.policy import Policy
 
 # Below this many elements a parameter stays gathered on every rank. With one rank there is nothing to partition.
@@ -70,7 +71,7 @@ def zero_config(dtype: str, *, optimizer: OptimizerConfig, trainer: TrainerConfi
     """DeepSpeed's configuration for the policy."""
     zero: dict[str, Any] = {
         "stage": 3,
-        "contiguous_gradients": True,
+        "contiguous_gradients": world_size > 1,  # a buffer for gradients that are exchanged
         "overlap_comm": world_size > 1,
         "stage3_param_persistence_threshold": _PERSIST_ALL if world_size == 1 else _PERSIST_SMALL,
         "stage3_model_persistence_threshold": _PERSIST_ALL,
@@ -106,27 +107,9 @@ def build_engine(policy: Policy, config: dict[str, Any], optimizer: OptimizerCon
     )
     _gather_whole_layers(policy)
     engine, *_ = deepspeed.initialize(model=policy.to(device), optimizer=adamw, config=config)
-    zero = config["zero_optimization"]
-    if device.type == "cuda" and not zero["overlap_comm"] and "offload_optimizer" not in zero:
-        _wait_less(engine.optimizer)
+    if dist.get_world_size() == 1 and "offload_optimizer" not in config["zero_optimization"]:
+        spare_exchange(engine.optimizer)
     return engine
-
-
-class _OrderedStream(torch.cuda.Stream):
-    """The stream of all the trainer's work. What follows on it is ordered by it, so the host need not wait for it."""
-
-    def synchronize(self) -> None:
-        """Not at all."""
-
-
-def _wait_less(optimizer: Any) -> None:
-    """Spare the wait for the device at the end of each backward pass, after which the device waits for the host.
-
-    It is for gradients that are reduced on a stream of their own or read by the host, of which there are none here.
-    """
-    stream = optimizer.reduce_and_partition_stream
-    place = {name: getattr(stream, name) for name in ("stream_id", "device_index", "device_type")}
-    optimizer.reduce_and_partition_stream = _OrderedStream(**place)
 
 
 def build_reference(policy: Policy, dtype: str, device: torch.device) -> Any:

@@ -7,7 +7,8 @@ once through CUDA IPC. Neither side ever unpickles anything.
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from drgrpo.leftovers import SHARED_MEMORY, staging_prefix
+
+_EXPANDABLE = "expandable_segments:True"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,8 @@ class StagingBuffer:
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         if device.type == "cuda":
-            self.tensor = torch.empty(nbytes, dtype=torch.uint8, device=device)
+            with _plain_segments():
+                self.tensor = torch.empty(nbytes, dtype=torch.uint8, device=device)
             self.handle = _export_cuda(self.tensor)
         else:
             descriptor, path = tempfile.mkstemp(prefix=staging_prefix(), dir=SHARED_MEMORY)
@@ -82,6 +86,19 @@ def view(buffer: Tensor, entry: Entry) -> Tensor:
 
 def _map(descriptor: int, nbytes: int) -> Tensor:
     return torch.frombuffer(mmap.mmap(descriptor, nbytes), dtype=torch.uint8)
+
+
+@contextmanager
+def _plain_segments() -> Iterator[None]:
+    """CUDA IPC exports no memory of expandable segments, which the trainer's environment asks torch for."""
+    is_expandable = _EXPANDABLE in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
+    if is_expandable:
+        torch.cuda.memory._set_allocator_settings("expandable_segments:False")
+    try:
+        yield
+    finally:
+        if is_expandable:
+            torch.cuda.memory._set_allocator_settings(_EXPANDABLE)
 
 
 def _export_cuda(tensor: Tensor) -> dict[str, Any]:

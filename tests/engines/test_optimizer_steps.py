@@ -71,3 +71,24 @@ def test_many_small_microbatches_are_not_lost_beside_a_large_one(
         # bfloat16 resolves 2^-9 of a value: added one by one there, these would vanish
         assert np.linalg.norm(small) / len(samples) < np.linalg.norm(large) * 2**-9
         assert relative_error(gradient["all"][name] - large, small) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_rank_without_an_exchange_has_the_bits_of_one_with_it(
+    dtype: str, tiny_model: Path, trainers: Trainers
+) -> None:
+    options = {"model.dtype": dtype, "trainer.tokens_per_microbatch": 32, "optimizer.lr": 1e-2, "total_steps": 3}
+    config = make_config(tiny_model, options | {"optimizer.grad_clip": 0.2})
+    steps = [random_samples(seed) for seed in range(3)]
+    # The gradient of the second step is not finite: it is left out, and the third starts anew.
+    ours, theirs = (trainers(1).call("update", config, steps, {1}, exchange) for exchange in (False, True))
+    assert len(ours["records"]) == len(theirs["records"]) == 3 and len(ours["forwards"]) > 6
+    for mine, other in zip(ours["records"], theirs["records"], strict=True):
+        assert mine["loss"] == other["loss"] or np.isnan(mine["loss"])
+        assert mine["grad_norm"] == other["grad_norm"]
+        for name, gradient in mine["gradient"].items():
+            np.testing.assert_array_equal(gradient, other["gradient"][name])
+    assert ours["records"][0]["grad_norm"] > 0.2  # clipping acts
+    for name, weight in ours["weights"].items():
+        np.testing.assert_array_equal(weight, theirs["weights"][name])
+        assert not np.array_equal(weight, ours["records"][0]["weights"][name])

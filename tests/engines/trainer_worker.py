@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
+import pytest
 import torch
 from deepspeed.utils import safe_get_full_grad
 
@@ -91,13 +92,21 @@ class TrainerWorker:
         return self._cached(config).score(samples, temperature=temperature)
 
     def update(
-        self, config: TrainConfig, steps: Sequence[Sequence[Sample]], spoiled: Collection[int] = ()
+        self,
+        config: TrainConfig,
+        steps: Sequence[Sequence[Sample]],
+        spoiled: Collection[int] = (),
+        exchange: bool = False,
     ) -> dict[str, Any]:
         """Train on each of `steps`; returns a record per optimizer step, metrics per step, and the final weights.
 
-        The trainer's logprobs hold a NaN in the steps `spoiled`. `forwards` are those of rank 0.
+        The trainer's logprobs hold a NaN in the steps `spoiled`. `forwards` are those of rank 0. With `exchange`, one
+        rank goes DeepSpeed's way of several.
         """
-        trainer = self._trainer(config)
+        with pytest.MonkeyPatch.context() as patch:
+            if exchange:
+                patch.setattr(zero, "spare_exchange", lambda optimizer: None)
+            trainer = self._trainer(config)
         metrics = []
         for step, samples in enumerate(steps):
             trainer.is_spoiled = step in spoiled

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from drgrpo.trainer import attention
 from drgrpo.trainer.batch import PackedBatch, Sample, SegmentLayout, pack
-from drgrpo.trainer.logprobs import LogprobHead, entropy_gradient, logits_gradient, token_statistics
+from drgrpo.trainer.logprobs import LogprobHead, logits_gradient, token_statistics
 from drgrpo.trainer.policy import Policy
 from tests.tiny_model import VOCAB_SIZE, build_tiny_model
 
@@ -103,9 +103,12 @@ def test_both_gradients_with_respect_to_logits_are_those_of_autograd(temperature
     (wanted_entropy,) = torch.autograd.grad((entropy * others).sum(), logits)
     plain = logits.detach().float()
     _, found_entropy, normalizer = token_statistics(plain, targets, temperature)
-    found = logits_gradient(plain, targets, normalizer, weights.float(), temperature)
+    found = logits_gradient(plain, targets, normalizer, weights.float(), temperature, None)
     torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=1e-5)
-    found = entropy_gradient(plain, normalizer, found_entropy, others.float(), temperature)
+    trained = (found_entropy, others.float())
+    found = logits_gradient(plain, targets, normalizer, weights.float(), temperature, trained)
+    torch.testing.assert_close(found.double(), wanted + wanted_entropy, atol=2e-5, rtol=1e-5)
+    found = logits_gradient(plain, targets, normalizer, torch.zeros(7), temperature, trained)
     torch.testing.assert_close(found.double(), wanted_entropy, atol=2e-5, rtol=1e-5)
 
 
@@ -180,7 +183,8 @@ def test_extreme_logits_stay_finite() -> None:
     logits = torch.tensor([[1e4, 0.0, -1e4]])
     logprobs, entropy, normalizer = token_statistics(logits, torch.tensor([2]), 1.0)
     assert (logprobs.item(), entropy.item()) == (-2e4, 0.0)
-    assert torch.isfinite(entropy_gradient(logits, normalizer, entropy, torch.ones(1), 1.0)).all()
+    trained = (entropy, torch.ones(1))
+    assert torch.isfinite(logits_gradient(logits, torch.tensor([2]), normalizer, torch.ones(1), 1.0, trained)).all()
 
 
 @pytest.fixture(scope="module")

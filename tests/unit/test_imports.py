@@ -51,6 +51,7 @@ PURE = (
     "trainer.batch",
     "trainer.flops",
     "trainer.gated_mlp",
+    "trainer.logit_kernels",
     "trainer.logprobs",
     "trainer.minibatches",
 )
