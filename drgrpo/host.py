@@ -29,7 +29,7 @@ from drgrpo.rewards.pool import GraderPool
 from drgrpo.rollout.rows import Row, answered
 from drgrpo.rollout.sampling import Completion, SampleRequest, Sampling
 from drgrpo.scoring import reward_columns
-from drgrpo.tables import TableRef, as_table, read_table, save_table, with_columns, write_table
+from drgrpo.tables import TableRef, as_table, list_values, read_table, save_table, with_columns, write_table
 
 Metrics = dict[str, float]
 Mode = Literal["greedy", "sampled"]
@@ -38,7 +38,7 @@ Mode = Literal["greedy", "sampled"]
 _EVALUATION_STEP = -1
 _NUM_PROBES = 4
 _PROBE_TOKENS = 32
-_GRADED = ("completion", "answer", "question", "columns", "finish_reason", "completion_ids")
+_GRADED = ("completion", "answer", "question", "columns", "finish_reason")
 
 
 class Host:
@@ -104,7 +104,8 @@ class Host:
     def score(self, table: TableRef, step: int) -> TableRef:
         """Grade every completion and add the reward columns."""
         whole = self._read(table)
-        graded = with_columns(whole, self._reward_columns(whole.select(_GRADED).to_pydict()), path=table.path)
+        rows = whole.select(_GRADED).to_pydict() | {"completion_ids": list_values(whole["completion_ids"])}
+        graded = with_columns(whole, self._reward_columns(rows), path=table.path)
         return self._save(self._path(step, "reward"), graded, source=table, durable=False)
 
     def advantages(self, table: TableRef, step: int) -> tuple[TableRef, Metrics]:
@@ -203,7 +204,7 @@ class Host:
             "answer": [problem.problem.answer for problem in problems],
             "columns": [_as_json(problem.problem.columns) for problem in problems],
             "prompt": [problem.prompt for problem in problems],
-            "prompt_ids": [list(problem.prompt_ids) for problem in problems],
+            "prompt_ids": [np.array(problem.prompt_ids, dtype=np.int64) for problem in problems],
             "completion": decode(self.tokenizer, token_ids),
             "completion_ids": token_ids,
             "finish_reason": [completion.finish_reason for completion in completions],

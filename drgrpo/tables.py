@@ -6,9 +6,11 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -130,11 +132,26 @@ def with_columns(table: pa.Table, columns: Mapping[str, Sequence[Any]], *, path:
     return table
 
 
+def list_values(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """The values of each row of a column of lists, those of a null as none; much faster than as lists."""
+    rows = column.combine_chunks()
+    values, offsets = rows.values.to_numpy(zero_copy_only=False), rows.offsets.to_numpy()
+    return [values[start:end] for start, end in pairwise(offsets)]
+
+
 def _array(values: Sequence[Any]) -> pa.Array:
     """`values` in memory just as they come back from a file, where the values of a list are named so."""
+    if len(values) and isinstance(values[0], np.ndarray):
+        offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+        flat = pa.array(np.concatenate(values))
+        return pa.ListArray.from_arrays(offsets, flat, type=_list_of(flat.type))
     array = pa.array(values)
     is_list = pa.types.is_list(array.type)
-    return array.cast(pa.list_(pa.field("element", array.type.value_type))) if is_list else array
+    return array.cast(_list_of(array.type.value_type)) if is_list else array
+
+
+def _list_of(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("element", kind))
 
 
 def _replace(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool) -> str:

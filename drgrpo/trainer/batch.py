@@ -6,6 +6,7 @@ The last token of a completion predicts nothing, so it is a target but never an 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,10 +21,10 @@ class Sample:
     """
 
     group_id: int
-    prompt_ids: Sequence[int]
-    completion_ids: Sequence[int]
+    prompt_ids: Sequence[int] | np.ndarray
+    completion_ids: Sequence[int] | np.ndarray
     advantage: float = 0.0
-    sampler_logprobs: Sequence[float] = ()
+    sampler_logprobs: Sequence[float] | np.ndarray = ()
 
     @property
     def prompt_len(self) -> int:
@@ -65,37 +66,39 @@ class PackedBatch:
 
 
 class _Packer:
-    """Accumulates the lists of a packed row, segment by segment."""
+    """Accumulates the parts of a packed row, segment by segment."""
 
     def __init__(self) -> None:
-        self.input_ids: list[int] = []
-        self.position_ids: list[int] = []
-        self.predictors: list[int] = []
-        self.targets: list[int] = []
-        self.rows: list[int] = []
-        self.columns: list[int] = []
+        self.input_ids: list[np.ndarray] = []
+        self.position_ids: list[np.ndarray] = []
+        self.predictors: list[np.ndarray] = []
+        self.targets: list[np.ndarray] = []
+        self.rows: list[np.ndarray] = []
+        self.columns: list[np.ndarray] = []
         self.segments: list[SegmentLayout] = []
-        self.num_rows = 0
+        self.length = self.num_rows = self.num_columns = 0
 
-    def add(self, prompt_ids: Sequence[int], completions: Sequence[Sequence[int]]) -> None:
-        start, prompt_len = len(self.input_ids), len(prompt_ids)
-        self.input_ids.extend(prompt_ids)
-        self.position_ids.extend(range(prompt_len))
+    def add(self, prompt_ids: np.ndarray, completions: Sequence[np.ndarray]) -> None:
+        start, prompt_len = self.length, len(prompt_ids)
+        self._extend(prompt_ids, 0)
         for completion in completions:
             self._add_completion(start + prompt_len - 1, prompt_len, completion)
         self.segments.append(SegmentLayout(start, prompt_len, tuple(max(len(c) - 1, 0) for c in completions)))
 
-    def _add_completion(self, prompt_end: int, prompt_len: int, completion: Sequence[int]) -> None:
-        num_inputs, first = max(len(completion) - 1, 0), len(self.input_ids)
-        if completion:
-            self.predictors.append(prompt_end)
-            self.predictors.extend(range(first, first + num_inputs))
-        self.input_ids.extend(completion[:num_inputs])
-        self.position_ids.extend(range(prompt_len, prompt_len + num_inputs))
-        self.targets.extend(completion)
-        self.rows.extend([self.num_rows] * len(completion))
-        self.columns.extend(range(len(completion)))
-        self.num_rows += 1
+    def _add_completion(self, prompt_end: int, prompt_len: int, completion: np.ndarray) -> None:
+        size, first = len(completion), self.length
+        if size:
+            self.predictors += [np.array([prompt_end]), np.arange(first, first + size - 1)]
+        self._extend(completion[:-1], prompt_len)
+        self.targets.append(completion)
+        self.rows.append(np.full(size, self.num_rows))
+        self.columns.append(np.arange(size))
+        self.num_rows, self.num_columns = self.num_rows + 1, max(self.num_columns, size)
+
+    def _extend(self, token_ids: np.ndarray, position: int) -> None:
+        self.input_ids.append(token_ids)
+        self.position_ids.append(np.arange(position, position + len(token_ids)))
+        self.length += len(token_ids)
 
 
 def pack(
@@ -110,16 +113,20 @@ def pack(
     """
     packer = _Packer()
     for segment in segments:
-        members = [samples[i] for i in segment]
-        if any(list(m.prompt_ids) != list(members[0].prompt_ids) for m in members):
+        prompts = [_ids(samples[i].prompt_ids) for i in segment]
+        if not all(np.array_equal(prompt, prompts[0]) for prompt in prompts):
             raise ValueError(f"samples {list(segment)} share a segment but not a prompt")
-        packer.add(members[0].prompt_ids, [m.completion_ids for m in members])
+        packer.add(prompts[0], [_ids(samples[i].completion_ids) for i in segment])
     return _to_tensors(packer, packed_layout(packer.segments, one_kernel=one_kernel, device=device), device)
 
 
+def _ids(values: Sequence[int] | np.ndarray) -> np.ndarray:
+    return np.asarray(values, dtype=np.int64)
+
+
 def _to_tensors(packer: _Packer, layout: PackedLayout, device: torch.device) -> PackedBatch:
-    def long(values: list[int]) -> Tensor:
-        return to_device(torch.tensor(values, dtype=torch.long), device)
+    def long(parts: list[np.ndarray]) -> Tensor:
+        return to_device(torch.from_numpy(np.concatenate(parts or [_ids(())])), device)
 
     return PackedBatch(
         input_ids=long(packer.input_ids)[None],
@@ -130,5 +137,5 @@ def _to_tensors(packer: _Packer, layout: PackedLayout, device: torch.device) -> 
         columns=long(packer.columns),
         layout=layout,
         num_rows=packer.num_rows,
-        num_columns=max(packer.columns, default=0) + 1,
+        num_columns=max(packer.num_columns, 1),
     )

@@ -24,7 +24,7 @@ class Microbatches:
 
     def trained(self, samples: Sequence[Sample], part: Sequence[int]) -> list[int]:
         """A sequence whose advantage is exactly 0 has no gradient unless a KL or entropy term gives it one."""
-        return [i for i in part if samples[i].completion_ids and (self._needs_all or samples[i].advantage != 0.0)]
+        return [i for i in part if samples[i].completion_len and (self._needs_all or samples[i].advantage != 0.0)]
 
     def plan(self, samples: Sequence[Sample], indices: Sequence[int]) -> list[Plan]:
         plan = plan_microbatches(

@@ -69,9 +69,9 @@ class Objective:
     def _sampler_logprobs(self, samples: Sequence[Sample], rows: Sequence[int], like: Tensor) -> Tensor | None:
         if not rows:
             return None if self.config.loss.correction == "off" else torch.zeros_like(like)
-        if not samples[rows[0]].sampler_logprobs:
+        if not len(samples[rows[0]].sampler_logprobs):
             return None
-        return _rows({i: torch.tensor(samples[i].sampler_logprobs) for i in rows}, rows, like)
+        return _rows({i: torch.as_tensor(samples[i].sampler_logprobs) for i in rows}, rows, like)
 
     def _reference_logprobs(self, batch: PackedBatch, temperature: float) -> Tensor | None:
         if self.reference is None:

@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from drgrpo.checkpoints.model import copy_description
 from drgrpo.config import TrainConfig
-from drgrpo.tables import TableRef, read_table
+from drgrpo.tables import TableRef, list_values, read_table
 from drgrpo.trainer.batch import Sample
 from drgrpo.trainer.checkpoint import Checkpointer
 from drgrpo.trainer.flops import peak_flops, utilisation
@@ -22,7 +23,8 @@ from drgrpo.trainer.zero import init_process_group
 from drgrpo.weight_sync.sender import Sampler, Sender
 
 _SHARD_NUMEL = 1 << 30
-_SAMPLE_COLUMNS = ("group_id", "prompt_ids", "completion_ids", "advantage", "sampler_logprobs")
+_LISTS = ("prompt_ids", "completion_ids", "sampler_logprobs")
+_SAMPLE_COLUMNS = ("group_id", "advantage", *_LISTS)
 
 
 class TrainerRank:
@@ -139,16 +141,18 @@ class TrainerRank:
 
 
 def read_samples(table: TableRef) -> list[Sample]:
-    """The samples of a table with advantages, in its order."""
-    rows = read_table(table, _SAMPLE_COLUMNS).to_pydict()
-    logprobs = rows.get("sampler_logprobs") or [None] * table.num_rows
-    columns = zip(
-        rows["group_id"], rows["prompt_ids"], rows["completion_ids"], rows["advantage"], logprobs, strict=True
+    """The samples of a table with advantages, in its order; their lists are arrays, which are packed without a loop."""
+    columns = read_table(table, _SAMPLE_COLUMNS)
+    lists = {name: list_values(columns[name]) for name in _LISTS if name in columns.column_names}
+    values = zip(
+        columns["group_id"].to_pylist(),
+        lists["prompt_ids"],
+        lists["completion_ids"],
+        columns["advantage"].to_pylist(),
+        lists.get("sampler_logprobs") or [np.empty(0)] * table.num_rows,
+        strict=True,
     )
-    return [
-        Sample(group, prompt, completion, advantage, tuple(sampled or ()))
-        for group, prompt, completion, advantage, sampled in columns
-    ]
+    return [Sample(*sample) for sample in values]
 
 
 def _own_address() -> str:

@@ -97,7 +97,7 @@ class Trainer:
         `old` holds the frozen logprobs of every trained sample; empty, the step is on-policy.
         Afterwards `deepspeed.utils.safe_get_full_grad` gives the exact gradient of the step's loss.
         """
-        scale = StepScale(len(part), sum(len(samples[i].completion_ids) for i in part))
+        scale = StepScale(len(part), sum(samples[i].completion_len for i in part))
         plan = self.microbatches.plan(samples, self.microbatches.trained(samples, part))
         losses: list[Tensor] = []
         sums: list[dict[str, Tensor | float]] = []
@@ -134,7 +134,7 @@ class Trainer:
                 computed.append((batch.pad(logprobs), rows))
         for padded, rows in ((values.cpu(), rows) for values, rows in computed):  # only now: a copy waits
             # cloned, because pickling a slice for the exchange would carry the whole micro-batch along
-            found |= {i: padded[r, : len(samples[i].completion_ids)].clone() for r, i in enumerate(rows)}
+            found |= {i: padded[r, : samples[i].completion_len].clone() for r, i in enumerate(rows)}
         return self._exchange(found)
 
     def score(self, samples: Sequence[Sample], *, temperature: float = 1.0) -> list[list[float]]:

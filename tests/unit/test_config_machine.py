@@ -19,7 +19,6 @@ from drgrpo.config.device_memory import (
     REDUCE_BUCKET,
     ModelShape,
     check_device_memory,
-    compute_bytes,
     kv_bytes,
     model_shape,
     sampler_bytes,
