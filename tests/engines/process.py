@@ -1,5 +1,6 @@
 """An engine in a fresh process of its own, called over a pipe: what Ray does in a run, without Ray."""
 
+import faulthandler
 import importlib
 import os
 import traceback
@@ -80,10 +81,13 @@ def _serve(connections: list[Connection], environment: dict[str, str], target: s
             except (EOFError, ConnectionResetError):
                 connections.remove(connection)
                 continue
+            faulthandler.dump_traceback_later(_TIMEOUT_S - 5)  # what hangs says where, before it is given up
             try:
                 instance = instance or getattr(importlib.import_module(module), name)(*args)
                 answer = (True, getattr(instance, method)(*call_args, **kwargs))
             except Exception as error:
                 error.add_note(traceback.format_exc())
                 answer = (False, error)
+            finally:
+                faulthandler.cancel_dump_traceback_later()
             connection.send(answer)
