@@ -75,6 +75,13 @@ class Run:
         self.record(self.cluster.update(table, step))
         self.policy_version = step + 1
 
+    def begin_update(self, step: int) -> None:
+        """Have the trainer follow the engines' advantages of the step, if they have begun with them."""
+        if self.cluster.has_begun("advantage", step) and not self.config.placement.sleep:
+            self._is_whole = False
+            self.notice.hold()
+            self.cluster.begin_update(step)
+
     def commit(self, step: int) -> Metrics:
         """Close the step: one batch to MLflow and one line to history.jsonl; returns the step's metrics."""
         seconds = time.perf_counter() - self._step_started - self._metrics.get("seconds/evaluate", 0.0)

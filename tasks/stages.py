@@ -26,11 +26,13 @@ def rollout(run: Run, *, step: int) -> TableRef:
 
 @task(task_run_name="reward-{step}", tags=["reward"], retries=1, cache_policy=NO_CACHE)
 def reward(run: Run, table: TableRef, *, step: int) -> TableRef:
-    """Grade the completions in killable processes."""
+    """Grade the completions in killable processes; what follows them then needs the flow no more."""
     if not run.cluster.has_begun("reward", step) and (done := run.table(step, "reward", source=table)):
         return done
     with run.timed("reward"):
-        return run.cluster.score(table, step)
+        scored = run.cluster.score(table, step)
+    run.begin_update(step)
+    return scored
 
 
 @task(task_run_name="advantage-{step}", tags=["advantage"], retries=1, cache_policy=NO_CACHE)

@@ -14,6 +14,10 @@ class Ahead:
         """Remember what the stages of a step will return; what was left of another step is forgotten."""
         self._of, self._references = (step, policy_version), references
 
+    def add(self, **references: Any) -> None:
+        """Remember what further stages of the same step will return."""
+        self._references |= references
+
     def has(self, stage: str, step: int) -> bool:
         """Whether the stage of that step has been asked for."""
         return stage in self._references and self._of is not None and self._of[0] == step
@@ -21,6 +25,10 @@ class Ahead:
     def take(self, stage: str, step: int) -> Any | None:
         """The reference of a stage of that step, once; None where it was not asked for."""
         return self._references.pop(stage) if self.has(stage, step) else None
+
+    def see(self, stage: str) -> Any:
+        """The reference of a stage, which stays; raises KeyError where there is none."""
+        return self._references[stage]
 
     def is_of(self, step: int, policy_version: int) -> bool:
         """Whether the step was begun with this policy."""

@@ -19,6 +19,7 @@ from drgrpo.tables import TableRef
 
 Metrics = dict[str, float]
 Mode = Literal["greedy", "sampled"]
+Stage = Literal["rollout", "reward", "advantage", "update", "push"]
 
 
 class EngineLost(RuntimeError):
@@ -63,11 +64,24 @@ class Cluster:
         seconds = [engine.start("generation_seconds") for engine in samplers]
         table = host.start("write_rollout", step, policy_version, *parts)
         scored = host.start("score", table, step)
-        finished = host.start("advantages", scored, step)
-        self._ahead.begin(step, policy_version, rollout=[table, *seconds], reward=scored, advantage=finished)
+        advantages = host.start_pair("advantages", scored, step)
+        self._ahead.begin(step, policy_version, rollout=[table, *seconds], reward=scored, advantage=advantages)
 
-    def has_begun(self, stage: Literal["rollout", "reward", "advantage"], step: int) -> bool:
-        """Whether `begin_rollout` has asked for a stage of this step that nobody has waited for."""
+    def begin_update(self, step: int) -> None:
+        """Have the trainer go on with the step as soon as its advantages are there, and push what comes of it.
+
+        `update` and `push` wait for what is asked for here. Only where `has_begun("advantage", step)`, and not where
+        samplers sleep meanwhile.
+        """
+        table, _ = self._ahead.see("advantage")
+        updates = [rank.start("update", table, step) for rank in self.engines.ranks]
+        pushes = [
+            rank.start("push", step + 1, update) for rank, update in zip(self.engines.ranks, updates, strict=True)
+        ]
+        self._ahead.add(update=updates, push=pushes)
+
+    def has_begun(self, stage: Stage, step: int) -> bool:
+        """Whether a stage of this step has been asked for ahead, and nobody has waited for it."""
         return self._ahead.has(stage, step)
 
     def rollout(self, step: int, policy_version: int) -> tuple[TableRef, Metrics]:
@@ -85,9 +99,9 @@ class Cluster:
 
     def advantages(self, table: TableRef, step: int) -> tuple[TableRef, Metrics]:
         """Rewards to advantages, and the step's sample metrics."""
-        begun = self._ahead.take("advantage", step) or self.engines.host.start("advantages", table, step)
-        result: tuple[TableRef, Metrics] = self._results([begun])[0]
-        return result
+        begun = self._ahead.take("advantage", step) or self.engines.host.start_pair("advantages", table, step)
+        finished, metrics = self._results(begun)
+        return finished, metrics
 
     def demonstrations(self, step: int) -> tuple[TableRef, Metrics]:
         """The step's table of given completions, and its metrics."""
@@ -96,6 +110,9 @@ class Cluster:
 
     def update(self, table: TableRef, step: int) -> Metrics:
         """The step's optimizer steps."""
+        if begun := self._ahead.take("update", step):
+            metrics: Metrics = self._results(begun)[0]
+            return metrics
         self._on_samplers("sleep")
         try:
             return self._on_ranks("update", table, step)
@@ -104,7 +121,8 @@ class Cluster:
 
     def push(self, policy_version: int) -> Metrics:
         """Bring the samplers to the trainer's policy and measure how well they agree with it on fixed tokens."""
-        metrics = self._on_ranks("push", policy_version)
+        begun = self._ahead.take("push", policy_version - 1)
+        metrics = self._results(begun)[0] if begun else self._on_ranks("push", policy_version)
         trainer = [rank.start("score", self._probes) for rank in self.engines.ranks]
         samplers = [engine.start("score", self._probes) for engine in self.engines.rollout]
         return metrics | logprob_differences(results(trainer)[0], results(samplers))

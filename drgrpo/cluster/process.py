@@ -39,6 +39,11 @@ class Remote:
         """Reference to the result of the method."""
         return self.handle.call.remote(method, *args, **kwargs)
 
+    def start_pair(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+        """References to the two values that the method returns, so that another engine can be given one of them."""
+        references: list[Any] = self.handle.call.options(num_returns=2).remote(method, *args, **kwargs)
+        return references
+
     def ping(self) -> Any:
         """Reference to an answer."""
         return self.handle.ping.remote()

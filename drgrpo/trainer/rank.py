@@ -56,8 +56,8 @@ class TrainerRank:
         """Take the sampler that this rank pushes to; ranks without one only take part in the gathers."""
         self.sender = Sender(self.trainer.engine, sampler, self.device)
 
-    def push(self, policy_version: int) -> dict[str, float]:
-        """Bring the samplers to this policy; a collective."""
+    def push(self, policy_version: int, after: object = None) -> dict[str, float]:
+        """Bring the samplers to this policy; a collective. `after`: what has to have ended well before."""
         started = time.perf_counter()
         self.sender.push(policy_version)
         return {"engine_seconds/push": time.perf_counter() - started}

@@ -88,12 +88,16 @@ def flow_runs(client: SyncPrefectClient, run: Records) -> list[FlowRun]:
 
 
 def task_runs(run: Records) -> list[str]:
-    """Names of the task runs of all flow runs of the run; the server hears of them a little later."""
+    """Names of the task runs of all flow runs of the run, once they have ended; the server hears of it later."""
     with get_client(sync_client=True) as client:
         ids = [found.id for found in flow_runs(client, run)]
         chosen = FlowRunFilter(id=FlowRunFilterId(any_=ids))
-        end = time.monotonic() + 30
-        while not (found := client.read_task_runs(flow_run_filter=chosen)) and time.monotonic() < end:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            found = client.read_task_runs(flow_run_filter=chosen)
+            # A task run has its name from its last event on.
+            if found and all(task_run.state and task_run.state.is_final() for task_run in found):
+                break
             time.sleep(0.2)
         return [task_run.name for task_run in found]
 

@@ -112,7 +112,7 @@ def test_tasks_are_named_and_tagged_by_their_stage(script: Script, options: Opti
     run_id = call(options(total_steps=1))["run_id"]
     expected = {"restore", "push-0", "evaluate-0", "push-1", "evaluate-1", "export-1"}
     expected |= {f"{stage}-0" for stage in STEP if stage != "push"}
-    for _ in range(50):  # the server records task runs in batches
+    for _ in range(300):  # the server records task runs in batches
         run, tasks = flow_run(run_id)
         if len(tasks) == len(expected) and all(t.state and t.state.is_completed() for t in tasks):
             break

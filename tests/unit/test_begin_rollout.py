@@ -1,4 +1,4 @@
-"""A generation that begins before its step: used once, by that step and policy alone."""
+"""What the engines begin with before the flow comes to it: used once, by that step and policy alone."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,13 @@ class Host:
         self.asked.append((method, *args))
         return (method, *args)
 
+    def start_pair(self, method: str, *args: Any) -> list[Any]:
+        return [self.start(method, *args), f"{method}' metrics"]
+
+
+class Rank(Host):
+    """A trainer's rank that does the same."""
+
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
@@ -36,7 +43,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
         return f"{requests[0]} {requests[1]} of {policy_version}"
 
     engine = SimpleNamespace(start=start)
-    made.engines = SimpleNamespace(host=Host(), rollout=[engine])
+    made.config = SimpleNamespace(placement=SimpleNamespace(sleep=False))
+    made.engines = SimpleNamespace(host=Host(), rollout=[engine], ranks=[Rank(), Rank()])
     found: Cluster = made
     return found
 
@@ -57,7 +65,8 @@ def test_grading_and_advantages_follow_without_the_flow_and_once(cluster: Any) -
     assert cluster.engines.host.asked[2:] == [table, scored, finished]
     assert [cluster.has_begun(stage, 3) for stage in ("rollout", "reward", "advantage")] == [True] * 3
     cluster.rollout(3, 3)
-    assert (cluster.score("a table", 3), cluster.advantages("a table", 3)) == (scored, finished)
+    assert cluster.score("a table", 3) == scored
+    assert cluster.advantages("a table", 3) == (finished, "advantages' metrics")
     assert not any(cluster.has_begun(stage, 3) for stage in ("rollout", "reward", "advantage"))
     assert cluster.score("another", 3) == ("score", "another", 3)  # Prefect tries again
     assert len(cluster.engines.host.asked) == 6
@@ -74,7 +83,26 @@ def test_after_a_failure_what_followed_from_it_is_asked_for_anew(cluster: Any) -
         cluster.score("a table", 3)
     cluster.results = list
     assert cluster.score("a table", 3) == ("score", "a table", 3)
-    assert cluster.advantages("scored", 3) == ("advantages", "scored", 3)
+    assert cluster.advantages("scored", 3)[0] == ("advantages", "scored", 3)
+
+
+def test_update_and_push_follow_the_advantages_without_the_flow_and_once(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "logprob_differences", lambda *_: {})
+    cluster._probes = []
+    cluster.begin_rollout(3, 3)
+    table, _ = cluster._ahead.see("advantage")
+    cluster.begin_update(3)
+    updated, pushed = ("update", table, 3), ("push", 4, ("update", table, 3))
+    # Each rank pushes only when its own update has ended well.
+    assert [rank.asked for rank in cluster.engines.ranks] == [[updated, pushed]] * 2
+    assert cluster.update("a table", 3) == updated
+    assert cluster._ahead.has("push", 3) and not cluster._ahead.has("update", 3)
+    cluster.results = lambda parts: [{"of": part} for part in parts]
+    assert cluster.push(4) == {"of": pushed}
+    assert cluster.update("another", 3) == {"of": ("update", "another", 3)}  # it is asked for anew
+    assert cluster.push(4) == {"of": ("push", 4)}
 
 
 def test_what_has_begun_is_of_its_step_alone(cluster: Any) -> None:
@@ -114,3 +142,19 @@ def test_a_step_begins_early_unless_it_is_past_the_end_or_evaluated_before_or_on
     )
     Run.begin_rollout(run, step)
     assert begun == ([(step, step)] if begins else [])
+
+
+@pytest.mark.parametrize(("begun", "sleeps"), [(True, False), (True, True), (False, False)])
+def test_the_trainer_follows_what_has_begun_unless_samplers_sleep_and_the_state_is_not_whole_then(
+    begun: bool, sleeps: bool
+) -> None:
+    held: list[str] = []
+    run: Any = SimpleNamespace(
+        config=SimpleNamespace(placement=SimpleNamespace(sleep=sleeps)),
+        cluster=SimpleNamespace(has_begun=lambda *_: begun, begin_update=lambda step: held.append(f"update {step}")),
+        notice=SimpleNamespace(hold=lambda: held.append("held")),
+        _is_whole=True,
+    )
+    Run.begin_update(run, 5)
+    follows = begun and not sleeps
+    assert held == (["held", "update 5"] if follows else []) and run._is_whole is not follows
