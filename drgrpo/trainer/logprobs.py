@@ -5,6 +5,7 @@ kernels of our own read the 16-bit logits once in each direction.
 """
 
 import importlib
+import sys
 from typing import Any
 
 import torch
@@ -43,7 +44,9 @@ def logits_gradient(
 
 def _functions(device: torch.device) -> Any:
     """The module whose `token_statistics` and `logits_gradient` serve this device; Triton is there with a GPU only."""
-    return importlib.import_module("drgrpo.trainer.logit_kernels" if device.type == "cuda" else __name__)
+    if device.type == "cuda":
+        return importlib.import_module("drgrpo.trainer.logit_kernels")
+    return sys.modules[__name__]
 
 
 def _add_outer_product(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
