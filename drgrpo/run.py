@@ -70,16 +70,18 @@ class Run:
 
     def update(self, table: TableRef, step: int) -> None:
         """Take the step's optimizer steps; until `commit` the state on disk and the trainer's are not one."""
-        self._is_whole = False
         self.notice.hold()
+        self._is_whole = False
         self.record(self.cluster.update(table, step))
         self.policy_version = step + 1
 
     def begin_update(self, step: int) -> None:
         """Have the trainer follow the engines' advantages of the step, if they have begun with them."""
-        if self.cluster.has_begun("advantage", step) and not self.config.placement.sleep:
-            self._is_whole = False
+        has_begun = self.cluster.has_begun
+        # Prefect may try the stage that calls this again: an update is asked for once.
+        if has_begun("advantage", step) and not has_begun("update", step) and not self.config.placement.sleep:
             self.notice.hold()
+            self._is_whole = False
             self.cluster.begin_update(step)
 
     def commit(self, step: int) -> Metrics:

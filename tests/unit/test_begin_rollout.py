@@ -144,17 +144,22 @@ def test_a_step_begins_early_unless_it_is_past_the_end_or_evaluated_before_or_on
     assert begun == ([(step, step)] if begins else [])
 
 
-@pytest.mark.parametrize(("begun", "sleeps"), [(True, False), (True, True), (False, False)])
+@pytest.mark.parametrize(
+    ("begun", "sleeps"),
+    [({"advantage"}, False), ({"advantage"}, True), (set(), False), ({"advantage", "update"}, False)],
+)
 def test_the_trainer_follows_what_has_begun_unless_samplers_sleep_and_the_state_is_not_whole_then(
-    begun: bool, sleeps: bool
+    begun: set[str], sleeps: bool
 ) -> None:
     held: list[str] = []
     run: Any = SimpleNamespace(
         config=SimpleNamespace(placement=SimpleNamespace(sleep=sleeps)),
-        cluster=SimpleNamespace(has_begun=lambda *_: begun, begin_update=lambda step: held.append(f"update {step}")),
+        cluster=SimpleNamespace(
+            has_begun=lambda stage, _: stage in begun, begin_update=lambda step: held.append(f"update {step}")
+        ),
         notice=SimpleNamespace(hold=lambda: held.append("held")),
         _is_whole=True,
     )
     Run.begin_update(run, 5)
-    follows = begun and not sleeps
+    follows = begun == {"advantage"} and not sleeps
     assert held == (["held", "update 5"] if follows else []) and run._is_whole is not follows
