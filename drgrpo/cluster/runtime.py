@@ -155,9 +155,9 @@ def engine_environment(
             "VLLM_CPU_KVCACHE_SPACE": f"{settings.cpu_kvcache_gib:g}",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
-    if role == "trainer" and on_gpu:
+    if role == "trainer" and on_gpu and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
         # Micro-batches of many shapes share memory that torch would else cut to pieces, give back and ask for again.
-        environment["PYTORCH_CUDA_ALLOC_CONF"] = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     if config.trainer.deterministic and on_gpu:
         environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what torch asks for before cuBLAS is deterministic
         environment["VLLM_BATCH_INVARIANT"] = "1"  # what is sampled again after a death is what was sampled before

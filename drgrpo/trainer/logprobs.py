@@ -71,6 +71,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             span = slice(start, start + chunk)
             logits = hidden[span] @ weight.t()
             logprobs[span], entropy[span], normalizer[span] = statistics(logits, targets[span], temperature)
+            del logits  # before the next chunk is made
         ctx.save_for_backward(hidden, weight, targets, normalizer, entropy)
         ctx.temperature, ctx.chunk, ctx.with_entropy = temperature, chunk, with_entropy
         if not with_entropy:
@@ -91,6 +92,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             grad = gradient(logits, targets[span], normalizer[span], grad_logprobs[span], ctx.temperature, trained)
             grad_hidden[span] = grad @ weight
             _add_outer_product(grad_weight, grad, hidden[span])
+            del logits, grad
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
 
 

@@ -2,7 +2,7 @@
 
 DeepSpeed copies every gradient into a bucket, reduces the bucket over its ranks, widens it and adds it to the float32
 sums; at the step it copies the sums once more. Without another rank, the gradient can be added where it is, and the
-sums can be read where they are: less traffic in every micro-batch, and 6 bytes a parameter less memory at the step.
+sums can be read where they are: less traffic in every micro-batch, and 4 bytes a parameter less memory at the step.
 """
 
 from typing import Any

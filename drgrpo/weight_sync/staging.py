@@ -91,14 +91,16 @@ def _map(descriptor: int, nbytes: int) -> Tensor:
 @contextmanager
 def _plain_segments() -> Iterator[None]:
     """CUDA IPC exports no memory of expandable segments, which the trainer's environment asks torch for."""
-    is_expandable = _EXPANDABLE in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
+    settings = os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
+    is_expandable = _EXPANDABLE in settings
+    # Options that are left out go back to their defaults, so all are given.
     if is_expandable:
-        torch.cuda.memory._set_allocator_settings("expandable_segments:False")
+        torch.cuda.memory._set_allocator_settings(settings.replace(_EXPANDABLE, "expandable_segments:False"))
     try:
         yield
     finally:
         if is_expandable:
-            torch.cuda.memory._set_allocator_settings(_EXPANDABLE)
+            torch.cuda.memory._set_allocator_settings(settings)
 
 
 def _export_cuda(tensor: Tensor) -> dict[str, Any]:

@@ -25,10 +25,6 @@ class Host:
         return [self.start(method, *args), f"{method}' metrics"]
 
 
-class Rank(Host):
-    """A trainer's rank that does the same."""
-
-
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setattr(module, "results", lambda parts: made.results(parts))
@@ -44,7 +40,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
     engine = SimpleNamespace(start=start)
     made.config = SimpleNamespace(placement=SimpleNamespace(sleep=False))
-    made.engines = SimpleNamespace(host=Host(), rollout=[engine], ranks=[Rank(), Rank()])
+    made.engines = SimpleNamespace(host=Host(), rollout=[engine], ranks=[Host(), Host()])
     found: Cluster = made
     return found
 
