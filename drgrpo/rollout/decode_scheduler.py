@@ -1,17 +1,18 @@
 """A scheduler for vLLM that spends little of the host's time on a step in which every request decodes one token.
 
 vLLM's own walks each request through all that a request might need; with 512 of them the GPU waits for it. While all
-requests decode, this one asks for a block where one is full and keeps tokens until a completion ends. In every other
-state it is vLLM's.
+requests decode, this one keeps them as arrays, asks for a block where one is full, and keeps tokens until a completion
+ends. In every other state it is vLLM's.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+import numpy as np
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
-from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.core.sched.utils import check_stop
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
@@ -19,16 +20,21 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from drgrpo.rollout.cohort import Cohort
+
 # The releases for GPUs and for CPUs differ in names; what one of them lacks it does not do.
 _EXTRAS = (
     *("connector", "ec_connector", "aux_output_connector", "lora_config", "num_spec_tokens", "use_pp"),
-    *("log_stats", "needs_kv_cache_zeroing", "enable_return_routed_experts"),
+    *("log_stats", "needs_kv_cache_zeroing", "enable_return_routed_experts", "defer_block_free"),
 )
 _OTHER_QUEUES = ("kv_holding_waiting", "deferred_waiting", "skipped_waiting")
 
 
 class DecodeStep(SchedulerOutput):
-    """A step in which every request decodes one token."""
+    """A step in which every request decodes one token: the `rows` of a `cohort`."""
+
+    cohort: Cohort
+    rows: np.ndarray
 
 
 class DecodeScheduler(Scheduler):
@@ -45,101 +51,130 @@ class DecodeScheduler(Scheduler):
             and not any(getattr(self, extra, None) for extra in _EXTRAS)
             and self.dcp_world_size == self.pcp_world_size == 1
         )
+        self._cohort: Cohort | None = None
         self._held: dict[str, list[int]] = {}
+        self.finished_req_ids: set[str]
+        self.reset_preempted_req_ids: set[str]
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """The next step; vLLM's own, unless all that happens is decoding."""
-        requests = self._decoding() if self._is_plain and not self.as_vllm else None
-        return self._decode_step(requests) if requests else super().schedule(throttle_prefills)
+        if self._only_decodes():
+            if self._cohort is None:
+                self._cohort = self._formed()
+            if self._cohort is not None and (step := self._decode_step(self._cohort)) is not None:
+                return step
+        self._dissolve()
+        return super().schedule(throttle_prefills)
 
-    def _decoding(self) -> list[Request] | None:
-        """The requests that decode next; None where anything else is to do, or where blocks are short."""
-        if self._pause_state != PauseState.UNPAUSED or any(getattr(self, queue, None) for queue in _OTHER_QUEUES):
-            return None
-        if self.waiting and len(self.running) < self.max_num_running_reqs:
-            return None
-        if len(self.running) > self.max_num_scheduled_tokens:
-            return None
-        chosen, num_full = [], 0
+    def _only_decodes(self) -> bool:
+        """Whether no request is to be let in, and nothing else is asked for."""
+        if not self._is_plain or self.as_vllm or self._pause_state != PauseState.UNPAUSED:
+            return False
+        if any(getattr(self, queue, None) for queue in _OTHER_QUEUES):
+            return False
+        return not (self.waiting and len(self.running) < self.max_num_running_reqs)
+
+    def _formed(self) -> Cohort | None:
+        """The running requests, if each of them decodes next."""
         for request in self.running:
-            computed, pending = request.num_computed_tokens, request.num_output_placeholders
-            if pending and computed + 2 - pending >= request.num_prompt_tokens + request.max_tokens:
-                continue  # its last token is on its way
-            if request.num_tokens + pending - computed != 1 or computed + 1 >= self.max_model_len:
+            if request.num_tokens + request.num_output_placeholders - request.num_computed_tokens != 1:
                 return None
             if request.is_prefill_chunk or request.use_structured_output or _has_stale_tokens(request):
                 return None
-            chosen.append(request)
-            num_full += computed % self.block_size == 0
-        return chosen if num_full <= self.kv_cache_manager.block_pool.get_num_free_blocks() else None
+        return Cohort(
+            self.running, self._held, block_size=self.block_size, max_model_len=self.max_model_len,
+            is_async=isinstance(self, AsyncScheduler),
+        )  # fmt: skip
 
-    def _decode_step(self, requests: list[Request]) -> SchedulerOutput:
-        """What vLLM's scheduler returns when every one of `requests` decodes one token."""
+    def _dissolve(self) -> None:
+        """Tell the requests what has happened, before vLLM looks at them."""
+        cohort, self._cohort = self._cohort, None
+        if cohort is not None:
+            for row in np.flatnonzero(cohort.alive):
+                cohort.catch_up(row, self.current_step + 1)
+
+    def _decode_step(self, cohort: Cohort) -> DecodeStep | None:
+        """What vLLM's scheduler returns when all of them decode one token; None where blocks or places are short."""
+        rows = cohort.due()
+        computed = cohort.computed[rows]
+        full = np.flatnonzero(computed % self.block_size == 0)
+        if not 0 < len(rows) <= self.max_num_scheduled_tokens or computed.max() + 1 >= self.max_model_len:
+            return None
+        if len(full) > self.kv_cache_manager.block_pool.get_num_free_blocks():
+            return None
         self.current_step += 1
         self.kv_cache_manager.new_step_starts()
-        names = [request.request_id for request in requests]
-        blocks: dict[str, KVCacheBlocks] = dict.fromkeys(names, self.kv_cache_manager.empty_kv_cache_blocks)
-        for request in requests:
-            if request.num_computed_tokens % self.block_size == 0:
-                new = self.kv_cache_manager.allocate_slots(request, 1)
-                assert new is not None, "counted before"
-                blocks[request.request_id] = new
-        counts = dict.fromkeys(names, 1)
         step = DecodeStep.make_empty()
-        step.scheduled_cached_reqs = self._make_cached_request_data(requests, [], counts, {}, blocks)
-        step.num_scheduled_tokens, step.total_num_scheduled_tokens = counts, len(names)
+        step.cohort, step.rows = cohort, rows
+        step.scheduled_cached_reqs = self._cached_data(cohort, rows, full)
+        names = step.scheduled_cached_reqs.req_ids
+        step.num_scheduled_tokens, step.total_num_scheduled_tokens = dict.fromkeys(names, 1), len(names)
         step.preempted_req_ids, step.finished_req_ids = self.reset_preempted_req_ids, self.finished_req_ids
         step.free_encoder_mm_hashes = self.encoder_cache_manager.get_freed_mm_hashes()
         if hasattr(step, "num_common_prefix_blocks"):
             step.num_common_prefix_blocks = [0]
+        self.finished_req_ids, self.reset_preempted_req_ids = set(), set()
+        cohort.advance(rows)
+        return step
+
+    def _cached_data(self, cohort: Cohort, rows: np.ndarray, full: np.ndarray) -> CachedRequestData:
+        """What the model's runner is told of the requests; those at `full` of the rows get another block."""
+        names, blocks = cohort.chosen_names(rows), [None] * len(rows)
+        for place in full:
+            new = self.kv_cache_manager.allocate_slots(cohort.catch_up(rows[place], self.current_step), 1)
+            assert new is not None, "counted before"
+            blocks[place] = new.get_block_ids(allow_none=True)
+        unknown: dict[str, list[int]] = {}
         if not self.use_v2_model_runner:
+            for name in {*names} - self.prev_step_scheduled_req_ids:
+                row = cohort.names.index(name)
+                unknown[name] = cohort.catch_up(row, self.current_step).all_token_ids.copy()
             self.prev_step_scheduled_req_ids.clear()
             self.prev_step_scheduled_req_ids.update(names)
-        self._update_after_schedule(step)
-        return step
+        return CachedRequestData(
+            req_ids=list(names),
+            resumed_req_ids=set(),
+            new_token_ids=[],
+            all_token_ids=unknown,
+            new_block_ids=blocks,
+            num_computed_tokens=cohort.computed[rows].tolist(),
+            num_output_tokens=cohort.num_output_tokens(rows).tolist(),
+        )
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """Append a step's tokens; returns what has ended, and everything after a step that was not all decoding."""
         extras = (model_runner_output.logprobs, model_runner_output.num_nans_in_logits)
-        if isinstance(scheduler_output, DecodeStep) and not any(extras) and self._all_run(scheduler_output):
-            outputs = list(self._decoded(scheduler_output, model_runner_output))
-            return {0: EngineCoreOutputs(outputs=outputs)} if outputs else {}
+        if isinstance(scheduler_output, DecodeStep) and self._cohort is not None and not any(extras):
+            rows = self._rows(scheduler_output, self._cohort)
+            token_ids = _one_each(scheduler_output, model_runner_output)
+            if rows is not None and token_ids is not None:
+                outputs = list(self._decoded(self._cohort, rows[rows >= 0], token_ids[rows >= 0]))
+                return {0: EngineCoreOutputs(outputs=outputs)} if outputs else {}
+        self._dissolve()
         result = super().update_from_output(scheduler_output, model_runner_output)
-        for outputs_of_client in result.values():
-            for output in outputs_of_client.outputs:
-                if held := self._held.pop(output.request_id, None):
-                    output.new_token_ids = held + output.new_token_ids
+        for output in itertools.chain(*(outputs_of_client.outputs for outputs_of_client in result.values())):
+            if held := self._held.pop(output.request_id, None):
+                output.new_token_ids = held + output.new_token_ids
         return result
 
-    def _all_run(self, step: SchedulerOutput) -> bool:
-        """Whether no request of the step has given way to others meanwhile."""
-        found = (self.requests.get(name) for name in step.num_scheduled_tokens)
-        return all(
-            request.is_finished() or (request.status == RequestStatus.RUNNING and not _has_stale_tokens(request))
-            for request in found
-            if request is not None
-        )
+    def _rows(self, step: DecodeStep, cohort: Cohort) -> np.ndarray | None:
+        if step.cohort is cohort:
+            return step.rows
+        return cohort.rows_of(step.num_scheduled_tokens, self.requests)
 
-    def _decoded(self, step: SchedulerOutput, sampled: ModelRunnerOutput) -> Iterator[EngineCoreOutput]:
+    def _decoded(self, cohort: Cohort, rows: np.ndarray, token_ids: np.ndarray) -> Iterator[EngineCoreOutput]:
         """Append the tokens of a decoding step; yields the completions that ended or are read as they grow."""
         ended = set()
-        for name in step.num_scheduled_tokens:
-            request = self.requests.get(name)
-            if request is None or request.is_finished():  # it ended while the step was on its way
-                continue
-            request.num_in_flight_tokens -= 1
-            (token,) = sampled.sampled_token_ids[sampled.req_id_to_index[name]]
-            request.append_output_token_ids(int(token))
-            request.num_output_placeholders -= request.num_output_placeholders > 0
-            held = self._held.setdefault(name, [])
-            held.append(int(token))
+        for row in cohort.receive(rows, token_ids):
+            request = cohort.catch_up(row, self.current_step + 1)
             if check_stop(request, self.max_model_len):
+                cohort.alive[row] = False
                 ended.add(request)
-            elif not request.sampling_params.detokenize:
+            elif not cohort.watched[row]:
                 continue
-            yield self._output(request, self._held.pop(name))
+            yield self._output(request, self._held.pop(request.request_id))
         if ended:
             self.running: list[Request] = [request for request in self.running if request not in ended]
 
@@ -155,6 +190,25 @@ class DecodeScheduler(Scheduler):
             stop_reason=request.stop_reason,
             events=request.take_events(),
         )
+
+    def finish_requests(self, request_ids: Any, finished_status: RequestStatus) -> Any:
+        """Abort requests."""
+        self._dissolve()
+        return super().finish_requests(request_ids, finished_status)
+
+    def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
+        """Forget cached prefixes."""
+        self._dissolve()
+        return super().reset_prefix_cache(*args, **kwargs)
+
+
+def _one_each(step: DecodeStep, sampled: ModelRunnerOutput) -> np.ndarray | None:
+    """The token of each of a step's requests, in their order; None unless each has one."""
+    token_ids, names = sampled.sampled_token_ids, step.scheduled_cached_reqs.req_ids
+    if sampled.req_ids != names:
+        token_ids = [token_ids[sampled.req_id_to_index[name]] for name in names]
+    found = np.array(list(itertools.chain.from_iterable(token_ids)), dtype=np.int64)
+    return found if len(found) == len(names) and all(token_ids) else None
 
 
 def _has_stale_tokens(request: Request) -> bool:

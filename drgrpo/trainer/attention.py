@@ -4,10 +4,6 @@
 for each completion; the rest runs segment by segment, with a tree mask where completions share a prompt.
 """
 
-import importlib
-import inspect
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -60,27 +56,14 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: KernelLayout, sca
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     if layout.keys is not None:
         k, v = gather(k, layout.keys), gather(v, layout.keys)
-    kernel = _varlen_attn()
-    options: dict[str, Any] = {"scale": scaling, **_varlen_options(kernel)}
-    if "enable_gqa" not in options and q.shape[1] != k.shape[1]:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    q, k, v = (x.contiguous() for x in (q, k, v))
+    return _flash_attention(q.contiguous(), k.contiguous(), v.contiguous(), layout, scaling)[None]
+
+
+def _flash_attention(q: Tensor, k: Tensor, v: Tensor, layout: KernelLayout, scaling: float | None) -> Tensor:
+    """Torch's kernel itself. The function around it takes no fewer heads of keys than of queries before torch 2.12."""
     lengths = (layout.cu_queries, layout.cu_keys, layout.max_queries, layout.max_keys)
-    out: Tensor = kernel(q, k, v, *lengths, **options)
-    return out[None]
-
-
-def _varlen_attn() -> Callable[..., Tensor]:
-    found: Callable[..., Tensor] = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-    return found
-
-
-@lru_cache(maxsize=1)
-def _varlen_options(kernel: Callable[..., Tensor]) -> dict[str, Any]:
-    """How this version of torch says causal and grouped-query; the names changed between 2.10 and 2.13."""
-    known = inspect.signature(kernel).parameters
-    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-    return options | ({"enable_gqa": True} if "enable_gqa" in known else {})
+    out: Tensor = torch.ops.aten._flash_attention_forward(q, k, v, *lengths, 0.0, True, False, scale=scaling)[0]
+    return out
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -91,3 +91,34 @@ def test_logprobs_come_token_by_token(engine: EngineProcess) -> None:
     assert ours == theirs
     assert num_steps > 0
     assert [completion.token_ids for completion in ours] == [c.token_ids for c in both(engine, requests())[0]]
+
+
+@pytest.fixture(scope="module")
+def simulation(tiny_model: Path) -> Iterator[EngineProcess]:
+    """Schedulers without an engine, whose requests come, end by a token or a length, are aborted and give way."""
+    config = make_config(tiny_model, {})
+    process = EngineProcess(
+        "tests.engines.scheduling.Simulation", tiny_model, environment=environment(config, "rollout")
+    )
+    yield process
+    process.close()
+
+
+@pytest.mark.parametrize("num_blocks", [400, 60])  # more than all need at once, and a third of that
+@pytest.mark.parametrize(("scheduler", "depth"), [("DecodeScheduler", 1), ("AsyncDecodeScheduler", 2)])
+def test_every_completion_is_that_of_vllms_scheduler_while_requests_come_and_go(
+    scheduler: str, depth: int, num_blocks: int, simulation: EngineProcess
+) -> None:
+    for seed in range(4):
+        ours, theirs = (
+            simulation.call("run", scheduler, seed=seed, num_blocks=num_blocks, depth=depth, as_vllm=as_vllm)
+            for as_vllm in (False, True)
+        )
+        assert ours["reasons"] == theirs["reasons"]
+        assert len(theirs["reasons"]) == 72 and set(theirs["reasons"].values()) == {"stop", "length", "abort"}
+        assert ours["decode_steps"] > 100 and theirs["decode_steps"] == 0
+        assert (theirs["num_preemptions"] > 0) == (num_blocks == 60)
+        for name, reason in ours["reasons"].items():
+            found, wanted = ours["outputs"].get(name, []), theirs["outputs"].get(name, [])
+            # An aborted one is handed over as far as it was read.
+            assert found == wanted[: len(found)] if reason == "abort" else found == wanted, name

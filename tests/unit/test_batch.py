@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from drgrpo.trainer import attention
 from drgrpo.trainer.batch import PackedBatch, Sample, SegmentLayout, pack
+from drgrpo.trainer.layout import KernelLayout
 from drgrpo.trainer.logprobs import LogprobHead, logits_gradient, token_statistics
 from drgrpo.trainer.policy import Policy
 from tests.tiny_model import VOCAB_SIZE, build_tiny_model
@@ -209,12 +210,10 @@ LAYOUTS = {
 }
 
 
-def plain_kernel(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *, scale: float, **_: bool
-) -> Tensor:
+def plain_kernel(q: Tensor, k: Tensor, v: Tensor, layout: KernelLayout, scale: float) -> Tensor:
     """What the variable-length kernel computes: causal within a sequence, the last query seeing the last key."""
-    outputs, queries, keys = [], cu_q.diff().tolist(), cu_k.diff().tolist()
-    assert (max(queries), max(keys)) == (max_q, max_k)
+    outputs, queries, keys = [], layout.cu_queries.diff().tolist(), layout.cu_keys.diff().tolist()
+    assert (max(queries), max(keys)) == (layout.max_queries, layout.max_keys)
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     for one_q, one_k, one_v in zip(q.split(queries), k.split(keys), v.split(keys), strict=True):
         scores = torch.einsum("qhd,khd->hqk", one_q, one_k) * scale
@@ -229,7 +228,7 @@ def plain_kernel(
 def test_a_packed_model_gives_what_the_model_gives_for_each_sequence_alone(
     model_path: Path, layout: str, one_kernel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_varlen_attn", lambda: plain_kernel)
+    monkeypatch.setattr(attention, "_flash_attention", plain_kernel)
     samples, temperature = groups(), 0.8
     coefficients = [(0.3 + 0.1 * i) * (-1) ** i for i in range(len(samples))]
     wanted, gradients = reference(model_path, samples, coefficients, temperature)
