@@ -4,7 +4,6 @@ Of its three wide activations the product is made again in the backward pass, by
 there anyway. That is a quarter of what a layer keeps, for which other layers need not recompute.
 """
 
-from collections.abc import Iterable
 from types import MethodType
 from typing import Any
 
@@ -30,6 +29,22 @@ def gated_gradients(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Ten
     return product.to(gate.dtype), grad_gate.to(gate.dtype), grad_up.to(gate.dtype)
 
 
+def gated_mlp_gradients(
+    rows: Tensor, gate: Tensor, up: Tensor, weights: tuple[Tensor, Tensor, Tensor], grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the input [T, D] and of the weights of gate, up [I, D] and down [D, I], for `grad` [T, D].
+
+    `rows` [T, D] is the input; `gate` and `up` [T, I] are what the first two made of it.
+    """
+    gate_weight, up_weight, down_weight = weights
+    product, grad_gate, grad_up = compiled(gated_gradients, rows.device)(gate, up, grad @ down_weight)
+    grad_down_weight = grad.t() @ product
+    del product  # before more is made
+    # The second product adds itself to the first, which is rounded once less than a sum of both.
+    grad_rows = (grad_gate @ gate_weight).addmm_(grad_up, up_weight)
+    return grad_rows, grad_gate.t() @ rows, grad_up.t() @ rows, grad_down_weight
+
+
 class _GatedMlp(torch.autograd.Function):
     """(x [..., D], gate and up weights [I, D], down weight [D, I]) -> [..., D]."""
 
@@ -41,15 +56,11 @@ class _GatedMlp(torch.autograd.Function):
         return product @ down_weight.t()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x, gate, up, gate_weight, up_weight, down_weight = ctx.saved_tensors
-        rows, grad = x.flatten(0, -2), grads[0].flatten(0, -2)
-        product, grad_gate, grad_up = compiled(gated_gradients, x.device)(
-            gate.flatten(0, -2), up.flatten(0, -2), grad @ down_weight
-        )
-        # The second product adds itself to the first, which is rounded once less than a sum of both.
-        grad_x = (grad_gate @ gate_weight).addmm_(grad_up, up_weight)
-        return grad_x.view_as(x), grad_gate.t() @ rows, grad_up.t() @ rows, grad.t() @ product
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        x, gate, up, *weights = ctx.saved_tensors
+        rows, gate, up, grad = (tensor.flatten(0, -2) for tensor in (x, gate, up, grads[0]))
+        grad_rows, *grad_weights = gated_mlp_gradients(rows, gate, up, tuple(weights), grad)
+        return grad_rows.view_as(x), *grad_weights
 
 
 def _forward(self: Any, x: Tensor) -> Tensor:
@@ -57,17 +68,16 @@ def _forward(self: Any, x: Tensor) -> Tensor:
     return found
 
 
-def keep_less(layers: Iterable[nn.Module]) -> None:
-    """Give layers whose MLP is of this kind, without biases, this forward pass.
+def is_gated_mlp(mlp: Any) -> bool:
+    """Whether a module of a Hugging Face layer is an MLP of this kind, without biases."""
+    parts = [getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    is_silu = getattr(getattr(mlp, "config", None), "hidden_act", None) in ("silu", "swish")
+    return is_silu and all(isinstance(part, nn.Linear) and part.bias is None for part in parts)
+
+
+def keep_less(mlp: nn.Module) -> None:
+    """Give an MLP of this kind this forward pass.
 
     It reads weights without calling the modules that own them, so ZeRO-3 has to gather a layer as a whole.
     """
-    for layer in layers:
-        mlp: Any = getattr(layer, "mlp", None)
-        parts = [getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-        if all(isinstance(part, nn.Linear) and part.bias is None for part in parts) and _is_silu(mlp):
-            mlp.forward = MethodType(_forward, mlp)
-
-
-def _is_silu(mlp: Any) -> bool:
-    return getattr(getattr(mlp, "config", None), "hidden_act", None) in ("silu", "swish")
+    mlp.forward = MethodType(_forward, mlp)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from drgrpo.architecture import unsupported_parts
 from drgrpo.trainer import attention
 from drgrpo.trainer.batch import PackedBatch
-from drgrpo.trainer.gated_mlp import keep_less
+from drgrpo.trainer.decoder_layer import fuse_layers
 from drgrpo.trainer.gather import gather
 from drgrpo.trainer.logprobs import LogprobHead
 
@@ -45,7 +45,7 @@ class Policy(nn.Module):
         model.config.use_cache = False
         if fused_kernels:
             fuse_kernels(model, model.config.model_type)
-            keep_less(model.model.layers)
+            fuse_layers(model.model.layers)
         self.decoder = model.model
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -79,7 +79,10 @@ class Policy(nn.Module):
 
 
 def fuse_kernels(model: nn.Module, model_type: str) -> None:
-    """Replace RoPE, RMSNorm and SwiGLU by Liger's Triton kernels, for the architectures that Liger knows."""
+    """Replace RoPE, RMSNorm and SwiGLU by Liger's Triton kernels, for the architectures that Liger knows.
+
+    Of these, a layer with a forward pass of our own uses RoPE, and norms of queries and keys where it has them.
+    """
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     apply = MODEL_TYPE_TO_APPLY_LIGER_FN.get(model_type)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from drgrpo.trainer.gated_mlp import gated, gated_gradients, keep_less
+from drgrpo.trainer.gated_mlp import gated, gated_gradients, is_gated_mlp, keep_less
 from tests.tiny_model import build_tiny_model
 
 
@@ -33,7 +33,9 @@ def test_the_product_and_its_gradients_are_those_of_autograd() -> None:
 def test_a_model_with_it_has_the_same_output_and_gradients_and_keeps_less(tmp_path: Path) -> None:
     plain = AutoModelForCausalLM.from_pretrained(build_tiny_model(tmp_path), dtype=torch.float32).model
     other = copy.deepcopy(plain)
-    keep_less(other.layers)
+    for layer in other.layers:
+        assert is_gated_mlp(layer.mlp)
+        keep_less(layer.mlp)
     ids = torch.arange(3, 23)[None]
     kept = []
     for model in (plain, other):

@@ -49,11 +49,14 @@ PURE = (
     "trainer.attention",
     "trainer.background",
     "trainer.batch",
+    "trainer.decoder_layer",
     "trainer.flops",
     "trainer.gated_mlp",
     "trainer.logit_kernels",
     "trainer.logprobs",
     "trainer.minibatches",
+    "trainer.norm_kernels",
+    "trainer.rms_norm",
 )
 CONFIG = ("config", "run_id", "settings")
 # Tracking stands beside the engines: it reads nothing of theirs, and they nothing of its.
