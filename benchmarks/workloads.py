@@ -14,7 +14,7 @@ _COMMON: dict[str, dict[str, Any]] = {
     "data": {"prompt_style": "plain", "max_prompt_tokens": 160},
     "reward": {"functions": {"benchmarks.hash_reward.reward": 1.0}, "truncated_reward": "keep"},
     "rollout": {"group_size": 8, "ignore_eos": True, "gpu_memory_utilization": 0.25},
-    "trainer": {"tokens_per_microbatch": 21100, "gradient_checkpointing": 0.5, "logprob_chunk_tokens": 4096},
+    "trainer": {"tokens_per_microbatch": 21100, "gradient_checkpointing": 0.0, "logprob_chunk_tokens": 4096},
     "evaluation": {
         "every_steps": 0,
         "num_problems": 4,
@@ -87,7 +87,7 @@ WORKLOADS = {
                 "gpu_memory_utilization": 0.2,
                 "kv_cache_gib": 9,  # all sequences at once, of which groups share their prompt
             },
-            "trainer": {"completions_per_update": 512, "gradient_checkpointing": 0.2},
+            "trainer": {"completions_per_update": 512},
         },
     ),
     # 128 prompts x 8 completions of 16 to 1,024 tokens, eight optimizer steps.
@@ -129,7 +129,7 @@ WORKLOADS = {
                 "max_num_seqs": 64,
                 "forced_lengths": [4, 8, 12, 16],
             },
-            "trainer": {"completions_per_update": 8, "tokens_per_microbatch": 1024, "gradient_checkpointing": 0.0},
+            "trainer": {"completions_per_update": 8, "tokens_per_microbatch": 1024},
         },
     ),
 }

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+FUSED_LAYERS = ("Llama", "Mistral", "Qwen2", "Qwen3")
+"""Architectures for whose decoder layers the trainer has a forward pass of its own, on a GPU in 16 bits."""
+
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from drgrpo.architecture import FUSED_LAYERS
 from drgrpo.config.errors import Mistake
 from drgrpo.config.train import TrainConfig
 
@@ -19,7 +20,10 @@ OVERHEAD_BYTES = 5 * GIB // 2
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Dimensions of a decoder that memory depends on; `kv_width` is key-value heads times the width of a head."""
+    """Dimensions of a decoder that memory depends on.
+
+    `kv_width` is key-value heads times the width of a head; `is_fused`: the trainer has its own forward pass for it.
+    """
 
     num_parameters: int
     hidden: int
@@ -27,6 +31,7 @@ class ModelShape:
     num_layers: int
     vocabulary: int
     kv_width: int
+    is_fused: bool = True
 
 
 def model_shape(config: Mapping[str, Any], num_parameters: int | None) -> ModelShape | None:
@@ -36,7 +41,8 @@ def model_shape(config: Mapping[str, Any], num_parameters: int | None) -> ModelS
     if not num_parameters or not all((hidden, intermediate, layers, vocabulary, heads)):
         return None
     kv_width = (_size(config, "num_key_value_heads") or heads) * (_size(config, "head_dim") or hidden // heads)
-    return ModelShape(num_parameters, hidden, intermediate, layers, vocabulary, kv_width)
+    is_fused = config.get("model_type") in [name.lower() for name in FUSED_LAYERS]
+    return ModelShape(num_parameters, hidden, intermediate, layers, vocabulary, kv_width, is_fused)
 
 
 def _size(config: Mapping[str, Any], name: str) -> int:
@@ -98,9 +104,13 @@ def trainer_bytes(config: TrainConfig, shape: ModelShape) -> int:
     states = (compute + (0 if trainer.offload_optimizer else 16)) * shape.num_parameters
     reference = compute * shape.num_parameters if config.loss.kl_coef > 0 else 0
     inputs = compute * shape.hidden * trainer.tokens_per_microbatch
-    # Inputs and outputs of two norms, of attention and of its projections; gate and up, in float32 their product too.
     wide = compute * shape.intermediate * trainer.tokens_per_microbatch
-    layer = 8 * inputs + (2 if compute == 2 else 3) * wide
+    if compute == 2 and shape.is_fused:
+        # Inputs of two norms, queries, keys, values and output of attention; gate and up.
+        layer = 4 * inputs + 2 * compute * shape.kv_width * trainer.tokens_per_microbatch + 2 * wide
+    else:
+        # Outputs of the norms, inputs of projections and an addition as well; in float32 the MLP's product too.
+        layer = 8 * inputs + (2 if compute == 2 else 3) * wide
     # The first layers recompute, when what the last ones kept is free again.
     recomputed = round(trainer.gradient_checkpointing * shape.num_layers)
     kept = recomputed * inputs + (shape.num_layers - recomputed) * layer

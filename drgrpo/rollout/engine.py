@@ -1,5 +1,6 @@
 """One vLLM engine. It must be the first thing its process does: torch work before it can hang vLLM's fork."""
 
+import importlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ class RolloutEngine:
             "max_num_batched_tokens": max(_CPU_BATCH_TOKENS, config.max_model_len),
             "scheduler_cls": f"{_SCHEDULERS}.DecodeScheduler",
         }
+        if on_gpu:  # where Triton is
+            importlib.import_module("drgrpo.rollout.gumbel_kernel").install()
         self.llm = LLM(
             model=str(model_path),
             dtype=config.model.dtype,

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from drgrpo.architecture import FUSED_LAYERS
 from drgrpo.trainer.compiled import compiled
 from drgrpo.trainer.gated_mlp import gated, gated_mlp_gradients, is_gated_mlp, keep_less
 from drgrpo.trainer.rms_norm import norm_functions
 
 # The classes whose forward pass has been compared with the one here; a class derived from them may do otherwise.
 _COMPARED = {
-    (f"transformers.models.{name.lower()}.modeling_{name.lower()}", f"{name}DecoderLayer")
-    for name in ("Llama", "Mistral", "Qwen2", "Qwen3")
+    (f"transformers.models.{name.lower()}.modeling_{name.lower()}", f"{name}DecoderLayer") for name in FUSED_LAYERS
 }
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,16 +77,18 @@ def test_an_evaluation_needs_the_samplers_memory_alone():
     assert mistake.remedy == "free memory"
 
 
-SHAPE = ModelShape(num_parameters=1000, hidden=8, intermediate=32, num_layers=3, vocabulary=50, kv_width=4)
+SHAPE = ModelShape(
+    num_parameters=1000, hidden=8, intermediate=32, num_layers=3, vocabulary=50, kv_width=4, is_fused=False
+)
 LAYER = 2 * (8 * 8 + 2 * 32)  # bytes of a layer's activations for one token, in bfloat16
 AT_WORK = 2 * 4 * 32
 
 
-def device_memory(**options):
+def device_memory(shape=SHAPE, **options):
     """Bytes of the trainer for micro-batches of 100 tokens."""
     values = {"trainer.tokens_per_microbatch": 100, "trainer.logprob_chunk_tokens": 1}
     config = apply_overrides({}, values | {name.replace("__", "."): value for name, value in options.items()})
-    return trainer_bytes(config, SHAPE)
+    return trainer_bytes(config, shape)
 
 
 def test_device_memory_is_the_states_what_is_kept_and_what_is_at_work():
@@ -97,6 +100,13 @@ def test_device_memory_is_the_states_what_is_kept_and_what_is_at_work():
     assert recomputed == 18 * 1000 + 3 * 100 * 2 * 8 + 100 * (LAYER + AT_WORK)
     # Two of three layers: the third is kept, and nothing of it is left when the two recompute.
     assert device_memory(trainer__gradient_checkpointing=0.7) == recomputed + 100 * (LAYER - 2 * 8) - 100 * LAYER
+
+
+def test_a_layer_of_the_trainers_own_keeps_less_in_16_bits():
+    fused = replace(SHAPE, is_fused=True)
+    # Of width 8 four instead of eight, keys and values, gate and up: 2 bytes each.
+    assert device_memory(fused) - device_memory() == 3 * 100 * (2 * (4 * 8 + 2 * 4 + 2 * 32) - LAYER)
+    assert device_memory(fused, model__dtype="float32") == device_memory(model__dtype="float32")
 
 
 def test_device_memory_without_the_optimizer_is_the_weights_and_a_reference_is_one_more_copy():
@@ -129,9 +139,11 @@ def test_the_shape_is_read_from_the_config_or_nothing_is_known():
     assert model_shape({**config, "head_dim": 16}, 1000).kv_width == 32
     assert model_shape({**config, "intermediate_size": "32"}, 1000) is None
     assert model_shape(config, None) is None
+    assert model_shape({**config, "model_type": "qwen2"}, 1000) == replace(SHAPE, is_fused=True)
+    assert model_shape({**config, "model_type": "gemma"}, 1000) == SHAPE
 
 
-LARGE = ModelShape(10**9, hidden=8, intermediate=32, num_layers=10, vocabulary=50, kv_width=500_000)
+LARGE = ModelShape(10**9, hidden=8, intermediate=32, num_layers=10, vocabulary=50, kv_width=500_000, is_fused=False)
 
 
 def judged_on(device_bytes, shared_by=1, **options):
