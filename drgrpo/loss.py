@@ -163,17 +163,21 @@ def _policy_metrics(
 
 def merge_metrics(metrics: Sequence[Mapping[str, float | Tensor]]) -> dict[str, float]:
     """Metrics of micro-batches, ranks or optimizer steps as one: sums and counts added, of maxima the largest."""
-    merged: dict[str, float] = {}
+    return {key: value.item() for key, value in combine_metrics(metrics).items()}
+
+
+def combine_metrics(metrics: Sequence[Mapping[str, float | Tensor]]) -> dict[str, Tensor]:
+    """What `merge_metrics` reads, float64 and still on its device."""
+    combined: dict[str, Tensor] = {}
     for key in dict.fromkeys(key for part in metrics for key in part):
-        # stacked on their device: one transfer per key, not one per micro-batch
         values = torch.stack([torch.as_tensor(part[key], dtype=torch.float64) for part in metrics if key in part])
         if key.endswith("_max"):
-            merged[key] = values.amax().item()
+            combined[key] = values.amax()
         elif key.endswith(("_sum", "_count")):
-            merged[key] = values.sum().item()
+            combined[key] = values.sum()
         else:
             raise ValueError(f"metric {key!r} must end in _sum, _count or _max to be merged")
-    return merged
+    return combined
 
 
 SUMMARY_NAMES = {

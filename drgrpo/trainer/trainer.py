@@ -7,14 +7,14 @@ optimizer step is a plain sum over micro-batches and ranks, because its normalis
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from drgrpo.config import TrainConfig
-from drgrpo.loss import merge_metrics, summarize_metrics
+from drgrpo.loss import combine_metrics, merge_metrics, summarize_metrics
 from drgrpo.schedule import learning_rate
 from drgrpo.trainer.batch import Sample
 from drgrpo.trainer.microbatches import Microbatches
@@ -22,6 +22,8 @@ from drgrpo.trainer.minibatches import minibatches
 from drgrpo.trainer.objective import Objective, StepScale
 from drgrpo.trainer.policy import Policy
 from drgrpo.trainer.zero import build_engine, build_reference, zero_config
+
+T = TypeVar("T")
 
 
 class Trainer:
@@ -74,12 +76,13 @@ class Trainer:
         )
         # The first minibatch is on-policy: its old logprobs are its own, and cost no forward pass.
         old = self.logprobs(samples, [i for part in parts[1:] for i in self.microbatches.trained(samples, part)])
-        collected, losses, norms = [], [], []
+        sums, norms = [], []
         for index, part in enumerate(parts):
             lr = self._set_learning_rate(step * self.config.updates_per_step + index)
-            losses.append(self.accumulate(samples, part, old if index else {}))
-            collected.append(self._sums)
+            sums.append(self.accumulate(samples, part, old if index else {}))
             norms.append(self._apply())
+        collected = self.read(sums)
+        losses = [merged.pop("loss_sum") for merged in collected]
         means = {"loss": sum(losses) / len(losses), "grad_norm": sum(norms) / len(norms), "lr": lr}
         trained = [samples[i] for part in parts for i in self.microbatches.trained(samples, part)]
         return {
@@ -91,8 +94,8 @@ class Trainer:
             "sequence_tokens": float(sum(sample.prompt_len + sample.completion_len for sample in trained)),
         }
 
-    def accumulate(self, samples: Sequence[Sample], part: Sequence[int], old: dict[int, Tensor]) -> float:
-        """Forward and backward of one optimizer step, without applying it; returns its loss over all ranks.
+    def accumulate(self, samples: Sequence[Sample], part: Sequence[int], old: dict[int, Tensor]) -> dict[str, Tensor]:
+        """Forward and backward of one optimizer step, without applying it; returns what `read` turns into its sums.
 
         `old` holds the frozen logprobs of every trained sample; empty, the step is on-policy.
         Afterwards `deepspeed.utils.safe_get_full_grad` gives the exact gradient of the step's loss.
@@ -100,22 +103,29 @@ class Trainer:
         scale = StepScale(len(part), sum(samples[i].completion_len for i in part))
         plan = self.microbatches.plan(samples, self.microbatches.trained(samples, part))
         losses: list[Tensor] = []
-        sums: list[dict[str, Tensor | float]] = []
+        sums: list[dict[str, Tensor]] = []
         self.engine.train()
         following = self.microbatches.pack(samples, plan[0])
         for index in range(len(plan)):
             batch, rows = following
             self.engine.set_gradient_accumulation_boundary(index == len(plan) - 1)
             loss, metrics = self.objective.loss(samples, batch, rows, old=old, scale=scale)
-            # DeepSpeed waits for the device at the end of a backward pass, so the next one is packed before.
+            # DeepSpeed of several ranks waits for the device at the end of a backward pass: the next is packed before.
             following = self.microbatches.pack(samples, plan[index + 1]) if index + 1 < len(plan) else following
             # DeepSpeed averages over ranks; our loss is already the global sum's share.
             self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
-            losses.append(loss.detach())  # read at the end: a read per micro-batch would stall the device
-            sums.append({**metrics, "computed_tokens_count": float(batch.input_ids.numel())})
-        loss_sum = float(torch.stack(losses).sum())
-        self._sums = self._merge_over_ranks(merge_metrics(sums) | {"loss_sum": loss_sum})
-        return self._sums.pop("loss_sum")
+            losses.append(loss.detach())
+            num_tokens = torch.full((), batch.input_ids.numel(), dtype=torch.float64, device=self.device)
+            sums.append({**metrics, "computed_tokens_count": num_tokens})
+        return combine_metrics(sums) | {"loss_sum": torch.stack(losses).sum().double()}
+
+    def read(self, steps: Sequence[dict[str, Tensor]]) -> list[dict[str, float]]:
+        """Sums over all ranks of each optimizer step's metrics, and `loss_sum`; a collective.
+
+        For the end of an iteration: between its steps a read would keep the device waiting for the host.
+        """
+        own = [dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)) for sums in steps]
+        return [merge_metrics(parts) for parts in zip(*self._gather(own), strict=True)]
 
     def logprobs(self, samples: Sequence[Sample], indices: Sequence[int]) -> dict[int, Tensor]:
         """Logprobs [completion length] float32 of the chosen samples under the present policy, by sample index.
@@ -135,7 +145,7 @@ class Trainer:
         for padded, rows in ((values.cpu(), rows) for values, rows in computed):  # only now: a copy waits
             # cloned, because pickling a slice for the exchange would carry the whole micro-batch along
             found |= {i: padded[r, : samples[i].completion_len].clone() for r, i in enumerate(rows)}
-        return self._exchange(found)
+        return {i: values for part in self._gather(found) for i, values in part.items()}
 
     def score(self, samples: Sequence[Sample], *, temperature: float = 1.0) -> list[list[float]]:
         """Logprobs of given completions, the same on every rank: the fixed tokens that watch the mismatch."""
@@ -174,12 +184,10 @@ class Trainer:
             )
         return norm
 
-    def _merge_over_ranks(self, sums: dict[str, float]) -> dict[str, float]:
+    def _gather(self, value: T) -> list[T]:
+        """The value of every rank; of one, without the copies of an exchange."""
+        if self.world_size == 1:
+            return [value]
         gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, sums)
-        return merge_metrics(gathered)
-
-    def _exchange(self, found: dict[int, Tensor]) -> dict[int, Tensor]:
-        gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, found)
-        return {i: tensor for part in gathered for i, tensor in part.items()}
+        dist.all_gather_object(gathered, value)
+        return gathered

@@ -22,6 +22,8 @@ from drgrpo.trainer.policy import Policy
 # Below this many elements a parameter stays gathered on every rank. With one rank there is nothing to partition.
 _PERSIST_ALL = 10**12
 _PERSIST_SMALL = 10**5
+# DeepSpeed's throughput has the host wait for the device at the start of every forward pass, after two steps.
+_NO_TIMERS = {"throughput": {"enabled": False}}
 
 
 def init_process_group(rank: int, world_size: int, address: str, port: int, device: torch.device) -> None:
@@ -92,6 +94,7 @@ def zero_config(dtype: str, *, optimizer: OptimizerConfig, trainer: TrainerConfi
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # its C++ Adam is not bit-exact over a resume
         "steps_per_print": 10**9,
+        "timers": _NO_TIMERS,
     }
 
 
@@ -108,7 +111,7 @@ def build_engine(policy: Policy, config: dict[str, Any], optimizer: OptimizerCon
     _gather_whole_layers(policy)
     engine, *_ = deepspeed.initialize(model=policy.to(device), optimizer=adamw, config=config)
     if dist.get_world_size() == 1 and "offload_optimizer" not in config["zero_optimization"]:
-        spare_exchange(engine.optimizer)
+        spare_exchange(engine)
     return engine
 
 
@@ -121,6 +124,7 @@ def build_reference(policy: Policy, dtype: str, device: torch.device) -> Any:
         "bf16": {"enabled": dtype == "bfloat16"},
         "zero_optimization": {"stage": 3},
         "steps_per_print": 10**9,
+        "timers": _NO_TIMERS,
     }
     engine, *_ = deepspeed.initialize(model=policy.to(device), config=config)
     engine.eval()  # of DeepSpeed's engine, this returns None

@@ -47,12 +47,13 @@ class RecordingTrainer(Trainer):
             logprobs = logprobs * torch.ones_like(logprobs).index_fill(0, torch.tensor([0]), math.nan)
         return logprobs, entropy
 
-    def accumulate(self, *args: Any, **kwargs: Any) -> float:
+    def accumulate(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         """As the trainer's own, recorded."""
         before = weights(self)
-        loss = super().accumulate(*args, **kwargs)
+        sums = super().accumulate(*args, **kwargs)
+        loss = self.read([sums])[0]["loss_sum"]
         self.records.append({"weights": before, "loss": loss, "gradient": gradients(self)})
-        return loss
+        return sums
 
     def _apply(self) -> float:
         norm = super()._apply()
@@ -105,7 +106,7 @@ class TrainerWorker:
         """
         with pytest.MonkeyPatch.context() as patch:
             if exchange:
-                patch.setattr(zero, "spare_exchange", lambda optimizer: None)
+                patch.setattr(zero, "spare_exchange", lambda engine: None)
             trainer = self._trainer(config)
         metrics = []
         for step, samples in enumerate(steps):
