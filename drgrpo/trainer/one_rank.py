@@ -15,7 +15,7 @@ import torch
 
 def spare_exchange(engine: Any) -> None:
     """Change an engine with a `DeepSpeedZeroOptimizer_Stage3` of one rank whose gradients stay on the device."""
-    _stay_gathered(engine)
+    keep_gathered(engine)
     _accumulate_in_place(engine.optimizer)
     _step_in_place(engine.optimizer)
     _read_norm_once(engine.optimizer)
@@ -25,9 +25,11 @@ def _nothing(*_: Any, **__: Any) -> None:
     """In place of what there is no need for."""
 
 
-def _stay_gathered(engine: Any) -> None:
+def keep_gathered(engine: Any) -> None:
+    """Gather all parameters of a ZeRO-3 engine of one rank for good, and remove the hooks that would."""
     optimizer, policy = engine.optimizer, engine.module
-    optimizer.parameter_offload.destroy()  # removes its hooks, no more
+    offload = getattr(optimizer, "parameter_offload", optimizer)  # without an optimizer it is in its place
+    offload.destroy()  # removes its hooks, no more
     engine.module_forward_pre_hook.remove()  # these tell every module that a forward pass runs,
     engine.module_forward_post_hook.remove()  # so that its parameters are gathered when they are looked up
     parameters = list(policy.parameters())
@@ -36,40 +38,39 @@ def _stay_gathered(engine: Any) -> None:
         parameter.partition = _nothing  # called by `GatheredParameters` at its end, too
     for module in policy.modules():
         module._parameters = dict(module._parameters)  # it was a dictionary that gathers, in Python
-    optimizer.parameter_offload.partition_all_parameters = _nothing
+    offload.partition_all_parameters = _nothing
     optimizer.persistent_parameters = []  # those to gather after a step
 
 
 def _accumulate_in_place(optimizer: Any) -> None:
     sums = optimizer._DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition
     groups = [[sums[parameter.ds_id] for parameter in group] for group in optimizer.fp16_groups]
-    unused: set[int] = set(sums)
+    parameters = [parameter for group in optimizer.fp16_groups for parameter in group]
+    totals = {parameter.ds_id: sums[parameter.ds_id].view(parameter.shape) for parameter in parameters}
+    unused = set(totals)
 
     def add(parameter: Any) -> None:
         """Add a parameter's gradient of this micro-batch to its sum, and let go of it."""
-        total = sums[parameter.ds_id].view(parameter.shape)
         if optimizer.micro_step_id == 0:
-            total.copy_(parameter.grad)
+            totals[parameter.ds_id].copy_(parameter.grad)
             unused.discard(parameter.ds_id)
         else:
-            total.add_(parameter.grad)
+            totals[parameter.ds_id].add_(parameter.grad)
         parameter.grad = None
 
     def finish() -> None:
         """End a backward pass: what the first one of a step left out keeps no sum of the step before."""
         if optimizer.micro_step_id == 0:
             for index in unused:
-                sums[index].zero_()
-            unused.update(sums)
+                totals[index].zero_()
+            unused.update(totals)
         optimizer.averaged_gradients = dict(enumerate(groups))
         optimizer._epilogue_ran_this_backward = True
 
     for hook in (*optimizer._grad_acc_hooks, *optimizer._leaf_module_hooks):
         hook.remove()
     optimizer._leaf_module_hooks.clear()
-    optimizer._grad_acc_hooks[:] = [
-        parameter.register_post_accumulate_grad_hook(add) for group in optimizer.fp16_groups for parameter in group
-    ]
+    optimizer._grad_acc_hooks[:] = [parameter.register_post_accumulate_grad_hook(add) for parameter in parameters]
     optimizer.independent_gradient_partition_epilogue = finish
 
 

@@ -16,7 +16,7 @@ from deepspeed.utils import set_z3_leaf_modules
 
 from drgrpo.config.sections import OptimizerConfig, TrainerConfig
 from drgrpo.leftovers import buffer_owner, reduce_buffer
-from drgrpo.trainer.one_rank import spare_exchange
+from drgrpo.trainer.one_rank import keep_gathered, spare_exchange
 from drgrpo.trainer.policy import Policy
 
 # Below this many elements a parameter stays gathered on every rank. With one rank there is nothing to partition.
@@ -127,6 +127,8 @@ def build_reference(policy: Policy, dtype: str, device: torch.device) -> Any:
         "timers": _NO_TIMERS,
     }
     engine, *_ = deepspeed.initialize(model=policy.to(device), config=config)
+    if dist.get_world_size() == 1:
+        keep_gathered(engine)
     engine.eval()  # of DeepSpeed's engine, this returns None
     return engine
 

@@ -73,22 +73,46 @@ def test_many_small_microbatches_are_not_lost_beside_a_large_one(
         assert relative_error(gradient["all"][name] - large, small) < 1e-3
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "grad_clip", "sub_group_size", "recompute"),
+    [
+        ("float32", 0.2, 10**9, 0.0),
+        ("bfloat16", 0.2, 10**5, 0.5),  # AdamW steps four times, and one layer of two recomputes
+        ("bfloat16", 1e3, 10**9, 0.0),  # above every norm
+        ("float32", 0.0, 10**5, 0.0),
+    ],
+)
 def test_one_rank_without_an_exchange_has_the_bits_of_one_with_it(
-    dtype: str, tiny_model: Path, trainers: Trainers
+    dtype: str, grad_clip: float, sub_group_size: int, recompute: float, tiny_model: Path, trainers: Trainers
 ) -> None:
     options = {"model.dtype": dtype, "trainer.tokens_per_microbatch": 32, "optimizer.lr": 1e-2, "total_steps": 3}
-    config = make_config(tiny_model, options | {"optimizer.grad_clip": 0.2})
-    steps = [random_samples(seed) for seed in range(3)]
-    # The gradient of the second step is not finite: it is left out, and the third starts anew.
-    ours, theirs = (trainers(1).call("update", config, steps, {1}, exchange) for exchange in (False, True))
-    assert len(ours["records"]) == len(theirs["records"]) == 3 and len(ours["forwards"]) > 6
+    options |= {"optimizer.grad_clip": grad_clip, "trainer.gradient_checkpointing": recompute}
+    # Two optimizer steps in each iteration: the second one's old logprobs are those of a pass without gradients.
+    config = make_config(tiny_model, options | {"trainer.completions_per_update": 8})
+    steps = [random_samples(seed, num_groups=4) for seed in range(3)]
+    # The gradients of the second iteration are not finite: they are left out, and the third starts anew.
+    ours, theirs = (
+        trainers(1).call("update", config, steps, {1}, exchange, sub_group_size) for exchange in (False, True)
+    )
+    assert len(ours["records"]) == len(theirs["records"]) == 6 and len(ours["forwards"]) > 12
     for mine, other in zip(ours["records"], theirs["records"], strict=True):
         assert mine["loss"] == other["loss"] or np.isnan(mine["loss"])
         assert mine["grad_norm"] == other["grad_norm"]
         for name, gradient in mine["gradient"].items():
             np.testing.assert_array_equal(gradient, other["gradient"][name])
-    assert ours["records"][0]["grad_norm"] > 0.2  # clipping acts
+    assert [np.isinf(record["grad_norm"]) for record in ours["records"]] == [False, False, True, True, False, False]
+    assert 0.2 < ours["records"][0]["grad_norm"] < 1e3
     for name, weight in ours["weights"].items():
         np.testing.assert_array_equal(weight, theirs["weights"][name])
         assert not np.array_equal(weight, ours["records"][0]["weights"][name])
+    for mine, other in zip(ours["metrics"], theirs["metrics"], strict=True):
+        np.testing.assert_equal(mine, other)  # NaN is NaN
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_one_rank_weights_stay_gathered_and_no_hook_is_left(
+    dtype: str, tiny_model: Path, trainers: Trainers
+) -> None:
+    config = make_config(tiny_model, {"model.dtype": dtype, "total_steps": 3})
+    steps = [random_samples(seed) for seed in range(3)]  # the last one is skipped
+    assert trainers(1).call("gathered_for_good", config, steps) == (0, True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +99,17 @@ class TrainerWorker:
         steps: Sequence[Sequence[Sample]],
         spoiled: Collection[int] = (),
         exchange: bool = False,
+        sub_group_size: int = 10**9,
     ) -> dict[str, Any]:
         """Train on each of `steps`; returns a record per optimizer step, metrics per step, and the final weights.
 
         The trainer's logprobs hold a NaN in the steps `spoiled`. `forwards` are those of rank 0. With `exchange`, one
-        rank goes DeepSpeed's way of several.
+        rank goes DeepSpeed's way of several. AdamW steps over `sub_group_size` weights at a time.
         """
         with pytest.MonkeyPatch.context() as patch:
             if exchange:
                 patch.setattr(zero, "spare_exchange", lambda engine: None)
+            patch.setattr("drgrpo.trainer.trainer.zero_config", partial(_grouped_config, sub_group_size))
             trainer = self._trainer(config)
         metrics = []
         for step, samples in enumerate(steps):
@@ -115,6 +118,17 @@ class TrainerWorker:
         result = {"records": trainer.records, "metrics": metrics, "forwards": trainer.forwards}
         final = weights(trainer)
         return result | {"weights": final} if self.rank == 0 else {}
+
+    def gathered_for_good(self, config: TrainConfig, steps: Sequence[Sequence[Sample]]) -> tuple[int, bool]:
+        """After training on `steps`: hooks around the modules, and whether the weights lie where AdamW writes them."""
+        trainer = self._trainer(config)
+        for step, samples in enumerate(steps):
+            trainer.is_spoiled = step == len(steps) - 1
+            trainer.update(samples, step=step)
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        num_hooks = sum(len(getattr(module, kind)) for module in trainer.engine.module.modules() for kind in kinds)
+        parameters = list(trainer.engine.module.parameters())
+        return num_hooks, all(parameter.data_ptr() == parameter.ds_tensor.data_ptr() for parameter in parameters)
 
     def partitioned_shares(self, config: TrainConfig) -> tuple[float, float]:
         """Of the parameters' elements: the share stored on this rank, and the share that ZeRO-3 may leave gathered."""
@@ -143,6 +157,12 @@ class TrainerWorker:
         Sender(trainer.engine, sampler, _CPU).push(7)
         expected = weights(trainer)
         return {"received": sampler.received, "versions": sampler.versions, "weights": expected} if sampler else {}
+
+
+def _grouped_config(sub_group_size: int, *args: Any, **options: Any) -> dict[str, Any]:
+    config = zero.zero_config(*args, **options)
+    config["zero_optimization"]["sub_group_size"] = sub_group_size
+    return config
 
 
 class CollectingSampler:
