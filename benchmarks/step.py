@@ -16,7 +16,7 @@ from benchmarks.services import local_services
 from benchmarks.timeline import measure_flow
 from benchmarks.workloads import WORKLOADS
 
-SHOWN = ("account/", "busy/", "update/", "rollout/", "sync/", "memory/", "engine_seconds/")
+SHOWN = ("account/", "busy/", "host/", "update/", "rollout/", "sync/", "memory/", "engine_seconds/")
 
 
 def medians(records: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""An engine's process that notes when it is busy and with what, for the account of where a step's time goes."""
+"""A run's processes that note when they are busy and with what, for the account of where a step's time goes."""
 
 import tempfile
 import time
@@ -9,11 +9,12 @@ from typing import Any
 
 from drgrpo.cluster.process import Process
 
-ENGINES = ("drgrpo.rollout.engine.RolloutEngine", "drgrpo.trainer.rank.TrainerRank")
+HOST = "Host"
+"""The process between the engines, by its class; what it does is no engine's work."""
 
 
 def busy_file(owner_pid: int) -> Path:
-    """Where the engines of one flow process note their calls: a line `start end name` for each, in seconds."""
+    """Where the processes of one flow note their calls: a line `start end name` for each, in seconds."""
     return Path(tempfile.gettempdir()) / f"drgrpo-busy-{owner_pid}"
 
 
@@ -29,16 +30,14 @@ def noted(file: Path, name: str) -> Iterator[None]:
 
 
 class TimedProcess(Process):
-    """A `Process` whose calls are noted as `<class>.<method>` if it holds an engine."""
+    """A `Process` whose calls are noted as `<class>.<method>`."""
 
     def __init__(self, target: str, owner_pid: int, *args: Any, **kwargs: Any) -> None:
         self._name = target.rsplit(".", 1)[1]
-        self._file = busy_file(owner_pid) if target in ENGINES else None
+        self._file = busy_file(owner_pid)
         super().__init__(target, owner_pid, *args, **kwargs)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Result of the object's method."""
-        if self._file is None:
-            return super().call(method, *args, **kwargs)
         with noted(self._file, f"{self._name}.{method}"):
             return super().call(method, *args, **kwargs)

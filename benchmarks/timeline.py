@@ -1,9 +1,10 @@
 """Where the time of a step through the real flow goes.
 
 A step lasts from the end of the one before to its own end: it holds all that Prefect and MLflow do between the stages.
-Engines (vLLM and the trainer's ranks) note every call. Calls overlap: a push runs in both engines, several engines work
-side by side; so what counts is the union of their intervals. Orchestration is the step's time without that union:
-Prefect, MLflow, Ray, grading, tables. `orchestration_share` is that over the step's time.
+Engines (vLLM and the trainer's ranks) note every call, and so does the host between them. Calls overlap: a push runs
+in both engines, several engines work side by side; so what counts is the union of the engines' intervals. Orchestration
+is the step's time without that union: Prefect, MLflow, Ray, grading, tables.
+`orchestration_share` is that over the step's time.
 """
 
 import itertools
@@ -14,25 +15,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from benchmarks.timed_process import TimedProcess, busy_file
+from benchmarks.timed_process import HOST, TimedProcess, busy_file
 
 Interval = tuple[float, float]
 Metrics = dict[str, float]
 
 
 class Call(NamedTuple):
-    """An engine's call: seconds of the machine's clock, and `<class>.<method>`."""
+    """A call of an engine or the host: seconds of the machine's clock, and `<class>.<method>`."""
 
     start: float
     end: float
     name: str
+
+    @property
+    def of_host(self) -> bool:
+        """Whether it is no engine's."""
+        return self.name.startswith(f"{HOST}.")
 
 
 def measure_flow(config: Mapping[str, Any]) -> list[Metrics]:
     """Run the flow; returns each step's metrics and its account, without the first step and the last.
 
     The first one warms up, the last one evaluates. `busy/<class>.<method>` are the seconds of an engine's calls
-    within the step.
+    within the step, `host/<class>.<method>` those of the host's, which count as orchestration unless an engine works.
     """
     from drgrpo.config import TrainConfig
     from flows.train import train
@@ -48,12 +54,12 @@ def measure_flow(config: Mapping[str, Any]) -> list[Metrics]:
 
 def account(window: Interval, metrics: Mapping[str, float], calls: Sequence[Call]) -> Metrics:
     """One step's seconds by what they were spent on."""
-    step, engines = window[1] - window[0], busy_seconds(calls, window)
+    step, engines = window[1] - window[0], busy_seconds([call for call in calls if not call.of_host], window)
     busy: Metrics = defaultdict(float)
     for call in calls:
         # A generation begins while the step before is recorded: each step has the rest of its own and some of the next.
         if (seconds := min(call.end, window[1]) - max(call.start, window[0])) > 0:
-            busy[f"busy/{call.name}"] += seconds
+            busy[f"{'host' if call.of_host else 'busy'}/{call.name}"] += seconds
     return {
         "account/step": step,
         "account/engines": engines,

@@ -63,7 +63,10 @@ def save_table(path: Path, table: pa.Table, *, source: TableRef | None = None, d
     path.parent.mkdir(parents=True, exist_ok=True)
     # The step waits for it, and compressing takes about as long as all else; what a later stage writes again is small.
     compression = "zstd" if durable else "none"
-    digest = _replace(path, lambda file: pq.write_table(table, file, compression=compression), durable=durable)
+    # Token ids hardly repeat; a dictionary of them takes as long as the rest of the file.
+    repeating = [field.name for field in table.schema if not pa.types.is_list(field.type)]
+    options = {"compression": compression, "use_dictionary": repeating}
+    digest = _replace(path, lambda file: pq.write_table(table, file, **options), durable=durable)
     origin = {"source": source.sha256} if source else {}
     manifest = json.dumps({"sha256": digest, "num_rows": table.num_rows, **origin}, sort_keys=True) + "\n"
     _replace(_manifest(path), lambda file: file.write(manifest.encode()), durable=durable)

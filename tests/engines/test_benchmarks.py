@@ -217,13 +217,14 @@ def test_overlapping_calls_count_once_and_only_within_the_step() -> None:
 
 def test_orchestration_is_the_step_without_the_union_of_the_engines_calls() -> None:
     calls = [Call(100, 104, "Rank.update"), Call(103, 105, "Engine.score")]
-    calls += [Call(99, 101, "Engine.generate"), Call(90, 99, "Engine.wake")]
+    calls += [Call(99, 101, "Engine.generate"), Call(90, 99, "Engine.wake"), Call(103, 107, "Host.score")]
     step = account((100.0, 110.0), {"account/mlflow": 0.5}, calls)
     assert (step["account/step"], step["account/engines"]) == (10.0, 5.0)
     assert (step["account/orchestration"], step["account/orchestration_share"]) == (5.0, 0.5)
     assert step["account/mlflow"] == 0.5
     assert (step["busy/Rank.update"], step["busy/Engine.score"]) == (4, 2)
     assert step["busy/Engine.generate"] == 1  # its other second was in the step before
+    assert step["host/Host.score"] == 4  # an engine was at work in half of it, and it is none itself
     assert "busy/Engine.wake" not in step
 
 
