@@ -30,7 +30,7 @@ MODELS = {
     "Qwen2.5-7B": ModelShape(7_615_616_512, 3584, 18944, 28, 152064, 4 * 128),
 }
 # GiB that the smaller cards of a size have, and the deployment whose settings are used.
-DEVICES = {"24 GB": (22.5, "gsm8k-24gb"), "48 GB": (45.0, "gsm8k"), "80 GB": (79.6, "gsm8k")}
+DEVICES = {"24 GB": (22.5, "gsm8k-24gb"), "48 GB": (45.0, "gsm8k-24gb"), "80 GB": (79.6, "gsm8k")}
 
 # Assumed: vLLM's activations and CUDA graphs; and a KV cache for 64 sequences of 1,024 tokens.
 SAMPLER_WORK, KV_TOKENS = 1.5 * GIB, 64 * 1024
@@ -48,7 +48,8 @@ def cell(shape: ModelShape, device: str) -> str:
     """Where the optimizer lives on this device, with the sampler's share."""
     gib, deployment = DEVICES[device]
     for offload, place in ((False, "GPU"), (True, "host")):
-        config = apply_overrides(load_deployment(deployment), {"trainer.offload_optimizer": offload})
+        smallest = {"trainer.offload_optimizer": offload, "trainer.gradient_checkpointing": 1}
+        config = apply_overrides(load_deployment(deployment), smallest)
         if share := sampler_share(config, shape, gib):
             return f"{place}, {share:.2f}"
     return "no"

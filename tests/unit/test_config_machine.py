@@ -236,8 +236,8 @@ def test_a_deployment_fits_on_the_card_that_it_is_for(name, device):
 def test_the_small_card_trains_the_same_algorithm():
     small, large = (load_deployment(name).model_dump() for name in ("gsm8k-24gb", "gsm8k"))
     layout = {
-        "rollout": ("max_num_seqs", "gpu_memory_utilization"),
-        "trainer": ("offload_optimizer", "tokens_per_microbatch", "logprob_chunk_tokens"),
+        "rollout": ("max_num_seqs", "gpu_memory_utilization", "kv_cache_gib"),
+        "trainer": ("offload_optimizer", "tokens_per_microbatch", "gradient_checkpointing", "logprob_chunk_tokens"),
     }
     for section, names in layout.items():
         for name in names:
