@@ -76,13 +76,14 @@ class Run:
         self.policy_version = step + 1
 
     def begin_update(self, step: int) -> None:
-        """Have the trainer follow the engines' advantages of the step, if they have begun with them."""
+        """Have update, push and the next rollout follow the engines' advantages, if they have begun with them."""
         has_begun = self.cluster.has_begun
         # Prefect may try the stage that calls this again: an update is asked for once.
         if has_begun("advantage", step) and not has_begun("update", step) and not self.config.placement.sleep:
             self.notice.hold()
             self._is_whole = False
             self.cluster.begin_update(step)
+            self._begin_rollout(step + 1, self.policy_version + 1)
 
     def commit(self, step: int) -> Metrics:
         """Close the step: one batch to MLflow and one line to history.jsonl; returns the step's metrics."""
@@ -99,9 +100,13 @@ class Run:
 
     def begin_rollout(self, step: int) -> None:
         """Have the samplers begin with a step while the one before is recorded, where nothing else is due on them."""
+        if not self.cluster.has_begun("rollout", step):
+            self._begin_rollout(step, self.policy_version)
+
+    def _begin_rollout(self, step: int, policy_version: int) -> None:
         is_last, idle = step >= self.config.total_steps, not self.is_evaluation_due(step)
         if not is_last and idle and self.table(step, "rollout") is None:
-            self.cluster.begin_rollout(step, self.policy_version)
+            self.cluster.begin_rollout(step, policy_version)
 
     def table(self, step: int, stage: str, *, source: TableRef | None = None) -> TableRef | None:
         """The stage's table of a step if it is there and whole, and made from `source` where that is given."""

@@ -3,6 +3,8 @@
 The flow process holds this object; samples and weights pass between the engines and never through it.
 """
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,9 +60,13 @@ class Cluster:
             raise
 
     def begin_rollout(self, step: int, policy_version: int) -> None:
-        """Have the engines begin with the step: `rollout`, `score` and `advantages` wait for what is asked for here."""
+        """Have the engines begin with the step: `rollout`, `score` and `advantages` wait for what is asked for here.
+
+        Where the push of the step before has been asked for, they begin when it has ended well.
+        """
         host, samplers = self.engines.host, self.engines.rollout
-        parts = self._generate(host.start("requests", step), host.start("sampling"), policy_version)
+        pushes = self._ahead.see("push", step - 1) or ()
+        parts = self._generate(host.start("requests", step), host.start("sampling"), policy_version, pushes)
         seconds = [engine.start("generation_seconds") for engine in samplers]
         table = host.start("write_rollout", step, policy_version, *parts)
         scored = host.start("score", table, step)
@@ -68,17 +74,17 @@ class Cluster:
         self._ahead.begin(step, policy_version, rollout=[table, *seconds], reward=scored, advantage=advantages)
 
     def begin_update(self, step: int) -> None:
-        """Have the trainer go on with the step as soon as its advantages are there, and push what comes of it.
+        """Have the trainer go on with the step as soon as its advantages are there, push what comes of it and compare.
 
         `update` and `push` wait for what is asked for here. Only where `has_begun("advantage", step)`, and not where
         samplers sleep meanwhile.
         """
-        table, _ = self._ahead.see("advantage")
+        table, _ = self._ahead.see("advantage", step) or (None, None)
         updates = [rank.start("update", table, step) for rank in self.engines.ranks]
         pushes = [
             rank.start("push", step + 1, update) for rank, update in zip(self.engines.ranks, updates, strict=True)
         ]
-        self._ahead.add(update=updates, push=pushes)
+        self._ahead.add(step, update=updates, push=pushes, comparison=self._start_comparison(pushes))
 
     def has_begun(self, stage: Stage, step: int) -> bool:
         """Whether a stage of this step has been asked for ahead, and nobody has waited for it."""
@@ -122,10 +128,18 @@ class Cluster:
     def push(self, policy_version: int) -> Metrics:
         """Bring the samplers to the trainer's policy and measure how well they agree with it on fixed tokens."""
         begun = self._ahead.take("push", policy_version - 1)
-        metrics = self._results(begun)[0] if begun else self._on_ranks("push", policy_version)
+        metrics: Metrics = self._results(begun)[0] if begun else self._on_ranks("push", policy_version)
+        trainer, samplers = self._ahead.take("comparison", policy_version - 1) or self._start_comparison()
+        return metrics | logprob_differences(self._results(trainer)[0], self._results(samplers))
+
+    def _start_comparison(self, pushes: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
+        """References to the probes' logprobs, of the ranks and of the samplers, which score after their push."""
         trainer = [rank.start("score", self._probes) for rank in self.engines.ranks]
-        samplers = [engine.start("score", self._probes) for engine in self.engines.rollout]
-        return metrics | logprob_differences(results(trainer)[0], results(samplers))
+        samplers = [
+            engine.start("score", self._probes, after=push)
+            for engine, push in zip_longest(self.engines.rollout, pushes[: len(self.engines.rollout)])
+        ]
+        return trainer, samplers
 
     def evaluate(self, step: int, policy_version: int) -> TableRef:
         """Sample and grade the evaluation set; returns its table."""
@@ -182,14 +196,13 @@ class Cluster:
         self.engines.stop()
         stop_ray()
 
-    def _generate(self, requests: Any, sampling: Any, policy_version: int) -> list[Any]:
-        """References to the engines' completions; `requests` and `sampling` are references too."""
+    def _generate(self, requests: Any, sampling: Any, policy_version: int, pushes: Sequence[Any] = ()) -> list[Any]:
+        """References to the engines' completions; `requests` and `sampling` are references too, as are `pushes`."""
         engines = self.engines.rollout
+        options = {"policy_version": policy_version, "num_parts": len(engines)}
         return [
-            engine.start(
-                "generate", requests, sampling, policy_version=policy_version, part=index, num_parts=len(engines)
-            )
-            for index, engine in enumerate(engines)
+            engine.start("generate", requests, sampling, part=index, after=push, **options)
+            for index, (engine, push) in enumerate(zip_longest(engines, pushes[: len(engines)]))
         ]
 
     def _results(self, references: Any) -> list[Any]:

@@ -61,9 +61,11 @@ class RolloutEngine:
         policy_version: int,
         part: int = 0,
         num_parts: int = 1,
+        after: object = None,
     ) -> list[Completion | None]:
         """The completion of each request of this engine's part, in order; None where vLLM lost it.
 
+        Of `after` nothing is used: it is what has to be there before the call begins.
         Raises RuntimeError when the engine samples from another policy than `policy_version`.
         """
         self._check_version(policy_version)
@@ -84,8 +86,11 @@ class RolloutEngine:
         """How long vLLM took for the last `generate`; waiting before and after it does not count."""
         return self._generation_s
 
-    def score(self, sequences: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """Logprobs of given (prompt ids, completion ids) at temperature 1, a float per completion token."""
+    def score(self, sequences: Sequence[tuple[list[int], list[int]]], after: object = None) -> list[list[float]]:
+        """Logprobs of given (prompt ids, completion ids) at temperature 1, a float per completion token.
+
+        `after` as in `generate`.
+        """
         outputs = self.llm.generate(
             [{"prompt_token_ids": prompt + completion} for prompt, completion in sequences],
             SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False),

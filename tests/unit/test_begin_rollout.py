@@ -29,9 +29,10 @@ class Host:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setattr(module, "results", lambda parts: made.results(parts))
     made: Any = Cluster.__new__(Cluster)
-    made._ahead, made.generations, made.results = Ahead(), [], list
+    made._ahead, made.generations, made.results, made.after = Ahead(), [], list, []
 
-    def start(method: str, *args: Any, **options: Any) -> str | float:
+    def start(method: str, *args: Any, after: Any = None, **options: Any) -> str | float:
+        made.after.append((method, after))
         return generate(*args, **options) if method == "generate" else 1.5
 
     def generate(requests: Any, sampling: Any, *, policy_version: int, part: int, num_parts: int) -> str:
@@ -82,23 +83,61 @@ def test_after_a_failure_what_followed_from_it_is_asked_for_anew(cluster: Any) -
     assert cluster.advantages("scored", 3)[0] == ("advantages", "scored", 3)
 
 
-def test_update_and_push_follow_the_advantages_without_the_flow_and_once(
+def test_update_push_and_comparison_follow_the_advantages_without_the_flow_and_once(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[Any] = []
+    monkeypatch.setattr(module, "logprob_differences", lambda *scores: compared.append(scores) or {})
+    cluster._probes = ["probes"]
+    cluster.begin_rollout(3, 3)
+    table, _ = cluster._ahead.see("advantage", 3)
+    cluster.begin_update(3)
+    updated, pushed, scored = ("update", table, 3), ("push", 4, ("update", table, 3)), ("score", ["probes"])
+    # Each rank pushes only when its own update has ended well, and the sampler scores only after its rank's push.
+    assert [rank.asked for rank in cluster.engines.ranks] == [[updated, pushed, scored]] * 2
+    assert cluster.after[-1] == ("score", pushed)
+    assert cluster.update("a table", 3) == updated
+    assert cluster._ahead.has("push", 3) and not cluster._ahead.has("update", 3)
+    cluster.results = lambda parts: [{"of": part} for part in parts]
+    assert cluster.push(4) == {"of": pushed}
+    assert compared == [({"of": scored}, [{"of": 1.5}])]
+    assert cluster.update("another", 3) == {"of": ("update", "another", 3)}  # it is asked for anew
+    assert cluster.push(4) == {"of": ("push", 4)}
+    assert cluster.after[-1] == ("score", None) and len(compared) == 2
+
+
+def test_the_next_rollout_begins_after_the_push_that_was_asked_for_and_this_step_goes_on(
     cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "logprob_differences", lambda *_: {})
     cluster._probes = []
     cluster.begin_rollout(3, 3)
-    table, _ = cluster._ahead.see("advantage")
+    table, _ = cluster._ahead.see("advantage", 3)
     cluster.begin_update(3)
-    updated, pushed = ("update", table, 3), ("push", 4, ("update", table, 3))
-    # Each rank pushes only when its own update has ended well.
-    assert [rank.asked for rank in cluster.engines.ranks] == [[updated, pushed]] * 2
-    assert cluster.update("a table", 3) == updated
-    assert cluster._ahead.has("push", 3) and not cluster._ahead.has("update", 3)
-    cluster.results = lambda parts: [{"of": part} for part in parts]
-    assert cluster.push(4) == {"of": pushed}
-    assert cluster.update("another", 3) == {"of": ("update", "another", 3)}  # it is asked for anew
-    assert cluster.push(4) == {"of": ("push", 4)}
+    cluster.begin_rollout(4, 4)
+    pushed = ("push", 4, ("update", table, 3))
+    assert [entry for entry in cluster.after if entry[0] == "generate"] == [("generate", None), ("generate", pushed)]
+    assert cluster.update("a table", 3) == ("update", table, 3)
+    assert cluster._ahead.take("push", 3) == [pushed] * 2
+    assert cluster.rollout(4, 4)[0] == ("write_rollout", 4, 4, "requests 4 of 4")
+    assert cluster.generations == [(3, 3), (4, 4)]
+    cluster.begin_rollout(5, 5)
+    assert not cluster._ahead.has("reward", 3) and cluster._ahead.has("reward", 4)
+
+
+def test_after_a_failed_update_neither_push_nor_rollout_of_it_is_used(cluster: Any) -> None:
+    cluster._probes = []
+    cluster.begin_rollout(3, 3)
+    cluster.begin_update(3)
+    cluster.begin_rollout(4, 4)
+
+    def fail(_: Any) -> Any:
+        raise RuntimeError("not finite")
+
+    cluster.results = fail
+    with pytest.raises(RuntimeError, match="not finite"):
+        cluster.update("a table", 3)
+    assert not any(cluster.has_begun(stage, step) for stage in ("rollout", "push", "update") for step in (3, 4))
 
 
 def test_what_has_begun_is_of_its_step_alone(cluster: Any) -> None:
@@ -116,46 +155,47 @@ def test_another_step_or_policy_is_generated_for_itself(cluster: Any, step: int,
 
 
 @pytest.mark.parametrize(
-    ("step", "evaluates", "stored", "begins"),
+    ("step", "evaluates", "stored", "begun", "begins"),
     [
-        (5, False, None, True),
-        (9, False, None, True),
-        (10, False, None, False),
-        (5, True, None, False),
-        (5, False, "a table", False),
+        (5, False, None, False, True),
+        (9, False, None, False, True),
+        (10, False, None, False, False),
+        (5, True, None, False, False),
+        (5, False, "a table", False, False),
+        (5, False, None, True, False),
     ],
 )
-def test_a_step_begins_early_unless_it_is_past_the_end_or_evaluated_before_or_on_disk(
-    step: int, evaluates: bool, stored: str | None, begins: bool
+def test_a_step_begins_early_unless_it_has_or_is_past_the_end_or_evaluated_before_or_on_disk(
+    step: int, evaluates: bool, stored: str | None, begun: bool, begins: bool
 ) -> None:
-    begun: list[tuple[int, int]] = []
-    run: Any = SimpleNamespace(
-        config=SimpleNamespace(total_steps=10),
-        policy_version=step,
-        cluster=SimpleNamespace(begin_rollout=lambda *args: begun.append(args)),
-        is_evaluation_due=lambda _: evaluates,
-        table=lambda *_: stored,
-    )
-    Run.begin_rollout(run, step)
-    assert begun == ([(step, step)] if begins else [])
+    asked: list[tuple[int, int]] = []
+    run: Any = Run.__new__(Run)
+    run.config, run.policy_version = SimpleNamespace(total_steps=10), step
+    run.cluster = SimpleNamespace(begin_rollout=lambda *args: asked.append(args), has_begun=lambda *_: begun)
+    run.is_evaluation_due, run.table = lambda _: evaluates, lambda *_: stored
+    run.begin_rollout(step)
+    assert asked == ([(step, step)] if begins else [])
 
 
+@pytest.mark.parametrize("evaluates", [False, True])
 @pytest.mark.parametrize(
     ("begun", "sleeps"),
     [({"advantage"}, False), ({"advantage"}, True), (set(), False), ({"advantage", "update"}, False)],
 )
-def test_the_trainer_follows_what_has_begun_unless_samplers_sleep_and_the_state_is_not_whole_then(
-    begun: set[str], sleeps: bool
+def test_trainer_and_next_rollout_follow_what_has_begun_unless_samplers_sleep_and_the_state_is_not_whole_then(
+    begun: set[str], sleeps: bool, evaluates: bool
 ) -> None:
     held: list[str] = []
-    run: Any = SimpleNamespace(
-        config=SimpleNamespace(placement=SimpleNamespace(sleep=sleeps)),
-        cluster=SimpleNamespace(
-            has_begun=lambda stage, _: stage in begun, begin_update=lambda step: held.append(f"update {step}")
-        ),
-        notice=SimpleNamespace(hold=lambda: held.append("held")),
-        _is_whole=True,
+    run: Any = Run.__new__(Run)
+    run.config = SimpleNamespace(placement=SimpleNamespace(sleep=sleeps), total_steps=10)
+    run.cluster = SimpleNamespace(
+        has_begun=lambda stage, _: stage in begun,
+        begin_update=lambda step: held.append(f"update {step}"),
+        begin_rollout=lambda step, version: held.append(f"rollout {step} of {version}"),
     )
-    Run.begin_update(run, 5)
+    run.notice = SimpleNamespace(hold=lambda: held.append("held"))
+    run.is_evaluation_due, run.table, run.policy_version, run._is_whole = lambda _: evaluates, lambda *_: None, 5, True
+    run.begin_update(5)
     follows = begun == {"advantage"} and not sleeps
-    assert held == (["held", "update 5"] if follows else []) and run._is_whole is not follows
+    expected = ["held", "update 5"] + ([] if evaluates else ["rollout 6 of 6"])
+    assert held == (expected if follows else []) and run._is_whole is not follows
