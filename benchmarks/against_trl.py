@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import hardware, hardware_name, uses_gpu
+from benchmarks.options import parse_options
 from benchmarks.part import Part
 from benchmarks.stage_plot import plot_stages
 from benchmarks.summary import summarize
@@ -51,10 +52,14 @@ def parts(options: argparse.Namespace, model: Path, data: Path) -> Iterator[Part
     if "step" in options.parts:
         arguments = ["benchmarks.step", *common, "--steps", str(options.our_steps), "--out", str(work / "step.json")]
         yield Part("step", [*arguments, *(f"--set={item}" for item in options.set)], work / "step.json", 600)
-    if "rollout" in options.parts:
-        settings = [f"--setting={setting}" for setting in options.settings]
-        arguments = ["benchmarks.rollout", *common, "--out", str(work / "rollout.json"), *settings]
-        yield Part("rollout", arguments, work / "rollout.json", 420)
+    # An engine that can sleep wants torch's allocator for itself, so it gets a process of its own.
+    sleeping = [setting for setting in options.settings if "sleep" in parse_options(setting)]
+    waking = [setting for setting in options.settings if setting not in sleeping]
+    for name, settings in {"rollout": waking, "rollout sleep": sleeping}.items():
+        if settings and "rollout" in options.parts:
+            out = work / f"{name}.json"
+            chosen = [f"--setting={setting}" for setting in settings]
+            yield Part(name, ["benchmarks.rollout", *common, "--out", str(out), *chosen], out, 420)
     if "update" in options.parts:
         plans = [f"--plan={plan}" for plan in options.plans]
         arguments = ["benchmarks.update", *common[:4], "--out", str(work / "update.json"), *plans]

@@ -16,7 +16,7 @@ def summarize(workload: str, results: Mapping[str, Result], outcomes: Mapping[st
 
     Args:
         workload: Its name.
-        results: What the parts wrote, by name: `step`, `rollout`, `update`, `trl <variant>`.
+        results: What the parts wrote, by name: `step`, `rollout`, `rollout sleep`, `update`, `trl <variant>`.
         outcomes: How each part ended, by name.
 
     `ratio_to_trl` is the median iteration of TRL's fastest variant over our median step; a first step warms up and does
@@ -29,6 +29,11 @@ def summarize(workload: str, results: Mapping[str, Result], outcomes: Mapping[st
     ours = own_step(results["step"]) if "step" in results else dict.fromkeys(_OWN)
     trl_step_s = timed[best] if best else None
     first = next(iter(results.values()), {})
+    alone = {
+        setting: measured
+        for name in ("rollout", "rollout sleep")
+        for setting, measured in results.get(name, {}).get("settings", {}).items()
+    }
     return {
         "workload": workload,
         "hardware": first.get("hardware"),
@@ -37,9 +42,9 @@ def summarize(workload: str, results: Mapping[str, Result], outcomes: Mapping[st
         "trl_step_s": trl_step_s,
         "trl_best": best,
         **ours,
-        "sleep_wake_s": ours["sleep_wake_s"] or _slept_alone(results.get("rollout", {})),
+        "sleep_wake_s": ours["sleep_wake_s"] or _slept_alone(alone),
         "trl": peers,
-        "rollout_alone": results.get("rollout", {}).get("settings"),
+        "rollout_alone": alone or None,
         "update_alone": results.get("update", {}).get("plans"),
         "parts": dict(outcomes),
     }
@@ -116,7 +121,6 @@ def peer(result: Result) -> dict[str, Any]:
     }
 
 
-def _slept_alone(rollout: Result) -> float | None:
-    """Seconds of sleep and wake in the measurement of the sampler alone."""
-    settings: Mapping[str, Result] = rollout.get("settings", {})
+def _slept_alone(settings: Mapping[str, Result]) -> float | None:
+    """Seconds of sleep and wake in the measurements of the sampler alone."""
     return next((s["sleep_wake_s"] for s in settings.values() if s.get("sleep_wake_s") is not None), None)

@@ -47,7 +47,8 @@ def measured(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     command = [sys.executable, "-m", "benchmarks.against_trl", "mini", "--our-steps", "1", "--trl-steps", "2"]
     sections = {"work": folder / "work", "results": folder / "results", "plot": folder / "stages.png"}
     arguments = [f"--{name}={value}" for name, value in {"model": tiny_model, **sections}.items()]
-    chosen = ["--variants", "recompute,micro=4", "--settings", "sampler_logprobs", "--plans", "tokens=256,recompute"]
+    chosen = ["--variants", "recompute,micro=4", "--settings", "sampler_logprobs", "sleep"]
+    chosen += ["--plans", "tokens=256,recompute"]
     environment = {**os.environ, "DRGRPO_DEVICE": "cpu"}
     subprocess.run([*command, *arguments, *chosen], cwd=ROOT, env=environment, check=True)
     return json.loads((folder / "results" / "cpu-mini.json").read_text()), folder / "stages.png"
@@ -57,7 +58,8 @@ def measured(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 def test_one_command_measures_every_part_and_writes_the_summary(measured: tuple[dict[str, Any], Path]) -> None:
     summary, plot = measured
     assert set(summary) >= KEYS
-    expected = {"step": "ok", "rollout": "ok", "update": "ok", "trl recompute,micro=4": "ok" if HAS_TRL else "failed"}
+    expected = dict.fromkeys(("step", "rollout", "rollout sleep", "update"), "ok")
+    expected["trl recompute,micro=4"] = "ok" if HAS_TRL else "failed"
     assert {name: outcome["status"] for name, outcome in summary["parts"].items()} == expected, summary["parts"]
     assert plot.read_bytes()[:4] == b"\x89PNG"
     assert str(ROOT) not in json.dumps(summary["config"]) and "/tmp" not in json.dumps(summary["config"])
@@ -80,6 +82,8 @@ def test_sampler_and_update_alone_do_the_same_work_as_the_step(measured: tuple[d
     assert rollout["completion_tokens"] == [TRAINED_TOKENS] * 3
     assert rollout["longest_completion"] == [16] * 3
     assert len(rollout["seconds"]) == 3 and rollout["sleep_wake_s"] is None
+    asleep = summary["rollout_alone"]["sleep"]  # which a CPU cannot be
+    assert asleep["completion_tokens"] == [TRAINED_TOKENS] * 3
     update = summary["update_alone"]["tokens=256,recompute"]
     assert update["trained_tokens"] == TRAINED_TOKENS and len(update["seconds"]) == 3
 
@@ -179,10 +183,14 @@ def test_what_was_not_measured_is_null() -> None:
 
 
 def test_sleep_and_wake_are_the_steps_own_or_those_of_the_sampler_alone() -> None:
-    alone = {"settings": {"workload": {"sleep_wake_s": None}, "sleep": {"sleep_wake_s": 0.75}}}
-    assert summarize("a", {"step": step_result(), "rollout": alone}, {})["sleep_wake_s"] == 0.75
+    alone = {
+        "rollout": {"settings": {"workload": {"sleep_wake_s": None}}},
+        "rollout sleep": {"settings": {"sleep": {"sleep_wake_s": 0.75}}},
+    }
+    summary = summarize("a", {"step": step_result(), **alone}, {})
+    assert summary["sleep_wake_s"] == 0.75 and list(summary["rollout_alone"]) == ["workload", "sleep"]
     slept = step_result(**{"busy/RolloutEngine.sleep": 0.25, "busy/RolloutEngine.wake_up": 0.125})
-    assert summarize("a", {"step": slept, "rollout": alone}, {})["sleep_wake_s"] == 0.375
+    assert summarize("a", {"step": slept, **alone}, {})["sleep_wake_s"] == 0.375
 
 
 def test_a_group_without_signal_in_any_step_is_seen() -> None:
