@@ -13,7 +13,15 @@ from typing import Any
 from benchmarks.options import parse_options
 from deployments.steps import load_deployment
 from drgrpo.config import TrainConfig
-from drgrpo.config.device_memory import GIB, OVERHEAD_BYTES, ModelShape, compute_bytes, kv_bytes, trainer_bytes
+from drgrpo.config.device_memory import (
+    GIB,
+    OVERHEAD_BYTES,
+    SAMPLER_WORK_BYTES,
+    ModelShape,
+    compute_bytes,
+    kv_bytes,
+    trainer_bytes,
+)
 from drgrpo.config.machine import host_bytes
 from drgrpo.config.overrides import apply_overrides
 
@@ -21,25 +29,25 @@ BEGIN, END = "<!-- memory: generated -->", "<!-- /memory -->"
 MEASURED = Path(__file__).parent / "results" / "h100-update-recompute-a.json"
 MEASURED_MODEL = "Qwen2.5-1.5B"  # with Hugging Face's layers, before the trainer had its own
 
-# Parameters, hidden, intermediate, layers, vocabulary, width of keys: from the models' own config.json.
+# Parameters, hidden, intermediate, layers, vocabulary, widths of keys and queries: from the models' own config.json.
 MODELS = {
-    "SmolLM2-135M": ModelShape(134_515_008, 576, 1536, 30, 49152, 3 * 64),
-    "Qwen2.5-0.5B": ModelShape(494_032_768, 896, 4864, 24, 151936, 2 * 64),
-    "Qwen2.5-1.5B": ModelShape(1_543_714_304, 1536, 8960, 28, 151936, 2 * 128),
-    "Qwen2.5-3B": ModelShape(3_085_938_688, 2048, 11008, 36, 151936, 2 * 128),
-    "Qwen2.5-7B": ModelShape(7_615_616_512, 3584, 18944, 28, 152064, 4 * 128),
+    "SmolLM2-135M": ModelShape(134_515_008, 576, 1536, 30, 49152, 3 * 64, 9 * 64),
+    "Qwen2.5-0.5B": ModelShape(494_032_768, 896, 4864, 24, 151936, 2 * 64, 896),
+    "Qwen2.5-1.5B": ModelShape(1_543_714_304, 1536, 8960, 28, 151936, 2 * 128, 1536),
+    "Qwen2.5-3B": ModelShape(3_085_938_688, 2048, 11008, 36, 151936, 2 * 128, 2048),
+    "Qwen2.5-7B": ModelShape(7_615_616_512, 3584, 18944, 28, 152064, 4 * 128, 3584),
 }
 # GiB that the smaller cards of a size have, and the deployment whose settings are used.
 DEVICES = {"24 GB": (22.5, "gsm8k-24gb"), "48 GB": (45.0, "gsm8k-24gb"), "80 GB": (79.6, "gsm8k")}
 
-# Assumed: vLLM's activations and CUDA graphs; and a KV cache for 64 sequences of 1,024 tokens.
-SAMPLER_WORK, KV_TOKENS = 1.5 * GIB, 64 * 1024
+# Assumed: a KV cache for 64 sequences of 1,024 tokens.
+KV_TOKENS = 64 * 1024
 
 
 def sampler_share(config: TrainConfig, shape: ModelShape, device_gib: float) -> float:
     """The largest `rollout.gpu_memory_utilization` beside the trainer, in steps of 0.05; 0: no room for the sampler."""
     left = device_gib * GIB - OVERHEAD_BYTES - trainer_bytes(config, shape)
-    needed = compute_bytes(config) * shape.num_parameters + SAMPLER_WORK + KV_TOKENS * kv_bytes(config, shape)
+    needed = compute_bytes(config) * shape.num_parameters + SAMPLER_WORK_BYTES + KV_TOKENS * kv_bytes(config, shape)
     share = int(left / (device_gib * GIB) * 20) / 20
     return share if left >= needed and share * device_gib * GIB >= needed else 0.0
 

@@ -81,10 +81,11 @@ class Cluster:
         """
         table, _ = self._ahead.see("advantage", step) or (None, None)
         updates = [rank.start("update", table, step) for rank in self.engines.ranks]
+        self._ahead.add(step, update=updates)  # at once: it must not be asked for again whatever happens
         pushes = [
             rank.start("push", step + 1, update) for rank, update in zip(self.engines.ranks, updates, strict=True)
         ]
-        self._ahead.add(step, update=updates, push=pushes, comparison=self._start_comparison(pushes))
+        self._ahead.add(step, push=pushes, comparison=self._start_comparison(pushes))
 
     def has_begun(self, stage: Stage, step: int) -> bool:
         """Whether a stage of this step has been asked for ahead, and nobody has waited for it."""
@@ -133,11 +134,12 @@ class Cluster:
         return metrics | logprob_differences(self._results(trainer)[0], self._results(samplers))
 
     def _start_comparison(self, pushes: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
-        """References to the probes' logprobs, of the ranks and of the samplers, which score after their push."""
-        trainer = [rank.start("score", self._probes) for rank in self.engines.ranks]
+        """References to the probes' logprobs, of the ranks and of the samplers, which score after their rank's push."""
+        ranks, engines = self.engines.ranks, self.engines.rollout
+        trainer = [rank.start("score", self._probes, after=push) for rank, push in zip_longest(ranks, pushes)]
         samplers = [
             engine.start("score", self._probes, after=push)
-            for engine, push in zip_longest(self.engines.rollout, pushes[: len(self.engines.rollout)])
+            for engine, push in zip_longest(engines, pushes[: len(engines)])
         ]
         return trainer, samplers
 

@@ -16,13 +16,16 @@ GIB = 2**30
 REDUCE_BUCKET = 500_000_000
 # Assumed: two CUDA contexts, the staging buffer of a push, what allocators cannot use.
 OVERHEAD_BYTES = 5 * GIB // 2
+# Assumed: a sampler's activations and CUDA graphs.
+SAMPLER_WORK_BYTES = 3 * GIB // 2
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """Dimensions of a decoder that memory depends on.
 
-    `kv_width` is key-value heads times the width of a head; `is_fused`: the trainer has its own forward pass for it.
+    `kv_width` and `q_width` are key-value heads, and query heads, times the width of a head. `is_fused`: the trainer
+    has its own forward pass for it. `norms_heads`: queries and keys pass a norm.
     """
 
     num_parameters: int
@@ -31,7 +34,9 @@ class ModelShape:
     num_layers: int
     vocabulary: int
     kv_width: int
+    q_width: int
     is_fused: bool = True
+    norms_heads: bool = False
 
 
 def model_shape(config: Mapping[str, Any], num_parameters: int | None) -> ModelShape | None:
@@ -40,9 +45,14 @@ def model_shape(config: Mapping[str, Any], num_parameters: int | None) -> ModelS
     hidden, intermediate, layers, vocabulary, heads = (_size(config, name) for name in names)
     if not num_parameters or not all((hidden, intermediate, layers, vocabulary, heads)):
         return None
-    kv_width = (_size(config, "num_key_value_heads") or heads) * (_size(config, "head_dim") or hidden // heads)
-    is_fused = config.get("model_type") in [name.lower() for name in FUSED_LAYERS]
-    return ModelShape(num_parameters, hidden, intermediate, layers, vocabulary, kv_width, is_fused)
+    width = _size(config, "head_dim") or hidden // heads
+    return ModelShape(
+        num_parameters, hidden, intermediate, layers, vocabulary,
+        kv_width=(_size(config, "num_key_value_heads") or heads) * width,
+        q_width=heads * width,
+        is_fused=config.get("model_type") in [name.lower() for name in FUSED_LAYERS],
+        norms_heads=config.get("model_type") == "qwen3",
+    )  # fmt: skip
 
 
 def _size(config: Mapping[str, Any], name: str) -> int:
@@ -57,10 +67,12 @@ def check_device_memory(
 
     `shared_by`: runs like this one that the device has to hold at once.
     """
-    share = config.rollout.gpu_memory_utilization
     trainer, sampler = trainer_bytes(config, shape), sampler_bytes(config, shape)
-    # A sampler that sleeps gives its share to the update.
-    taken = 0 if config.placement.sleep else int(share * device_bytes)
+    # A sampler that sleeps gives what it has to the update.
+    given = given_bytes(config, shape, device_bytes)
+    taken = 0 if config.placement.sleep else given
+    field = "rollout.kv_cache_gib" if config.rollout.kv_cache_gib else "rollout.gpu_memory_utilization"
+    value = config.rollout.kv_cache_gib or config.rollout.gpu_memory_utilization
     mistakes = []
     room = device_bytes // shared_by
     if trainer + taken + OVERHEAD_BYTES > room:
@@ -69,22 +81,34 @@ def check_device_memory(
             f"{of} GiB the sampler takes {taken / GIB:.1f}, the trainer needs "
             f"about {trainer / GIB:.1f}, and {OVERHEAD_BYTES / GIB:.1f} go to contexts and buffers"
         )
-        remedy = _remedy(config, (room - trainer - OVERHEAD_BYTES) / device_bytes, sampler / device_bytes)
-        mistakes.append(Mistake("rollout.gpu_memory_utilization", share, problem, remedy))
-    if sampler > share * device_bytes:
+        left = room - trainer - OVERHEAD_BYTES
+        mistakes.append(Mistake(field, value, problem, _remedy(config, shape, left, device_bytes)))
+    if sampler > given:
         problem = (
-            f"of the device's {device_bytes / GIB:.1f} GiB this is {share * device_bytes / GIB:.1f}; the sampler's "
+            f"of the device's {device_bytes / GIB:.1f} GiB this is {given / GIB:.1f}; the sampler's "
             f"weights and the KV cache of one sequence need {sampler / GIB:.1f}"
         )
-        mistakes.append(Mistake("rollout.gpu_memory_utilization", share, problem, "raise it, or take a smaller model"))
+        mistakes.append(Mistake(field, value, problem, "raise it, or take a smaller model"))
     return mistakes
 
 
-def _remedy(config: TrainConfig, room: float, needed: float) -> str:
-    """`room`: the share that the trainer leaves to the sampler; `needed`: what the sampler needs at least."""
+def given_bytes(config: TrainConfig, shape: ModelShape, device_bytes: int) -> int:
+    """Bytes that a sampler takes: its share, or weights, work and a cache of a given size, if there is one."""
+    if not config.rollout.kv_cache_gib:
+        return int(config.rollout.gpu_memory_utilization * device_bytes)
+    return compute_bytes(config) * shape.num_parameters + SAMPLER_WORK_BYTES + int(config.rollout.kv_cache_gib * GIB)
+
+
+def _remedy(config: TrainConfig, shape: ModelShape, left: int, device_bytes: int) -> str:
+    """`left`: bytes that the trainer leaves to the sampler."""
     remedies = []
-    if not config.placement.sleep and room >= max(needed, 0.05):
-        remedies.append(f"lower it to at most {int(room * 100) / 100:.2f}")
+    needed = sampler_bytes(config, shape)
+    if not config.placement.sleep and config.rollout.kv_cache_gib:
+        cache = left - compute_bytes(config) * shape.num_parameters - SAMPLER_WORK_BYTES
+        if cache >= kv_bytes(config, shape) * config.max_model_len:
+            remedies.append(f"lower it to at most {int(cache / GIB * 10) / 10:.1f}")
+    elif not config.placement.sleep and left / device_bytes >= max(needed / device_bytes, 0.05):
+        remedies.append(f"lower it to at most {int(left / device_bytes * 100) / 100:.2f}")
     if config.trainer.gradient_checkpointing < 1:
         remedies.append("set trainer.gradient_checkpointing to 1")
     if not config.trainer.offload_optimizer:
@@ -106,8 +130,9 @@ def trainer_bytes(config: TrainConfig, shape: ModelShape) -> int:
     inputs = compute * shape.hidden * trainer.tokens_per_microbatch
     wide = compute * shape.intermediate * trainer.tokens_per_microbatch
     if compute == 2 and shape.is_fused:
-        # Inputs of two norms, queries, keys, values and output of attention; gate and up.
-        layer = 4 * inputs + 2 * compute * shape.kv_width * trainer.tokens_per_microbatch + 2 * wide
+        # Inputs of two norms, queries, keys, values and output of attention; gate and up. And heads before their norms.
+        heads = 2 * (shape.q_width + shape.kv_width) + shape.norms_heads * (shape.q_width + shape.kv_width)
+        layer = 2 * inputs + compute * heads * trainer.tokens_per_microbatch + 2 * wide
     else:
         # Outputs of the norms, inputs of projections and an addition as well; in float32 the MLP's product too.
         layer = 8 * inputs + (2 if compute == 2 else 3) * wide

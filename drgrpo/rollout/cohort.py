@@ -32,7 +32,7 @@ class Cohort:
         self.requests, self.held, self.is_async = list(requests), held, is_async
         self.names = [request.request_id for request in requests]
         self.alive = np.ones(len(self.requests), dtype=bool)
-        self.watched = np.array([_is_watched(request) for request in requests])
+        self.watched = np.array([_is_watched(request) for request in requests], dtype=bool)
         self.computed = self._each("num_computed_tokens")
         self._num_prompt_tokens = self._each("num_prompt_tokens")
         self._length = self._each("num_tokens")  # with the tokens that were received

@@ -194,7 +194,9 @@ class DecodeScheduler(Scheduler):
     def finish_requests(self, request_ids: Any, finished_status: RequestStatus) -> Any:
         """Abort requests."""
         self._dissolve()
-        return super().finish_requests(request_ids, finished_status)
+        aborted = super().finish_requests(request_ids, finished_status)
+        self._held = {name: token_ids for name, token_ids in self._held.items() if name in self.requests}
+        return aborted
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         """Forget cached prefixes."""

@@ -86,8 +86,8 @@ class TrainerRank:
             )
         return speed
 
-    def score(self, sequences: list[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """Logprobs at temperature 1 of given (prompt ids, completion ids); a collective."""
+    def score(self, sequences: list[tuple[list[int], list[int]]], after: object = None) -> list[list[float]]:
+        """Logprobs at temperature 1 of given (prompt ids, completion ids); a collective. `after` as in `push`."""
         samples = [Sample(index, prompt, completion) for index, (prompt, completion) in enumerate(sequences)]
         return self.trainer.score(samples)
 

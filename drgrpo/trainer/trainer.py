@@ -104,8 +104,6 @@ class Trainer:
         plan = self.microbatches.plan(samples, self.microbatches.trained(samples, part))
         losses: list[Tensor] = []
         sums: list[dict[str, Tensor]] = []
-        if not self.engine.module.training:
-            self.engine.train()  # it walks through all modules
         following = self.microbatches.pack(samples, plan[0])
         for index in range(len(plan)):
             batch, rows = following

@@ -110,6 +110,7 @@ def build_engine(policy: Policy, config: dict[str, Any], optimizer: OptimizerCon
     )
     _gather_whole_layers(policy)
     engine, *_ = deepspeed.initialize(model=policy.to(device), optimizer=adamw, config=config)
+    engine.train()  # for good: models are loaded for evaluation, in which no layer recomputes
     if dist.get_world_size() == 1 and "offload_optimizer" not in config["zero_optimization"]:
         spare_exchange(engine)
     return engine

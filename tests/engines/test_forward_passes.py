@@ -55,3 +55,13 @@ def test_later_optimizer_steps_add_one_forward_pass_without_gradient_for_each_of
     later = [i for part in parts[1:] for i in part]
     assert passes(result, backward=False) == planned(config, samples, later, world_size)
     assert [with_grad for with_grad, _ in result["forwards"]] == sorted(g for g, _ in result["forwards"])  # before all
+
+
+@both_world_sizes
+def test_the_first_layers_run_again_in_the_backward_pass_as_far_as_recomputation_is_asked_for(
+    world_size: int, tiny_model: Path, trainers: Trainers
+) -> None:
+    for share, again in ((0, [1, 1]), (0.5, [2, 1]), (1, [2, 2])):
+        config = make_config(tiny_model, {**TOKENS, "trainer.gradient_checkpointing": share})
+        num_passes = len(planned(config, SAMPLES, list(range(len(SAMPLES))), world_size))
+        assert trainers(world_size).call("attention_passes", config, SAMPLES) == [n * num_passes for n in again]

@@ -130,6 +130,20 @@ class TrainerWorker:
         parameters = list(trainer.engine.module.parameters())
         return num_hooks, all(parameter.data_ptr() == parameter.ds_tensor.data_ptr() for parameter in parameters)
 
+    def attention_passes(self, config: TrainConfig, samples: Sequence[Sample]) -> list[int]:
+        """How often each layer's attention runs in an update, recomputation included."""
+        trainer = self._trainer(config)
+        layers = trainer.engine.module.decoder.layers
+        counts = [0] * len(layers)
+
+        def count(index: int, *_: Any) -> None:
+            counts[index] += 1
+
+        for index, layer in enumerate(layers):
+            layer.self_attn.register_forward_pre_hook(partial(count, index))
+        trainer.update(samples, step=0)
+        return counts
+
     def partitioned_shares(self, config: TrainConfig) -> tuple[float, float]:
         """Of the parameters' elements: the share stored on this rank, and the share that ZeRO-3 may leave gathered."""
         parameters = list(self._trainer(config).engine.module.parameters())

@@ -17,9 +17,10 @@ class Host:
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
 
-    def start(self, method: str, *args: Any) -> tuple[Any, ...]:
-        self.asked.append((method, *args))
-        return (method, *args)
+    def start(self, method: str, *args: Any, after: Any = None) -> tuple[Any, ...]:
+        call = (method, *args) if after is None else (method, *args, after)
+        self.asked.append(call)
+        return call
 
     def start_pair(self, method: str, *args: Any) -> list[Any]:
         return [self.start(method, *args), f"{method}' metrics"]
@@ -92,8 +93,9 @@ def test_update_push_and_comparison_follow_the_advantages_without_the_flow_and_o
     cluster.begin_rollout(3, 3)
     table, _ = cluster._ahead.see("advantage", 3)
     cluster.begin_update(3)
-    updated, pushed, scored = ("update", table, 3), ("push", 4, ("update", table, 3)), ("score", ["probes"])
-    # Each rank pushes only when its own update has ended well, and the sampler scores only after its rank's push.
+    updated, pushed = ("update", table, 3), ("push", 4, ("update", table, 3))
+    scored = ("score", ["probes"], pushed)
+    # Each rank pushes only when its own update has ended well, and it and its sampler score only after the push.
     assert [rank.asked for rank in cluster.engines.ranks] == [[updated, pushed, scored]] * 2
     assert cluster.after[-1] == ("score", pushed)
     assert cluster.update("a table", 3) == updated

@@ -78,7 +78,7 @@ def test_an_evaluation_needs_the_samplers_memory_alone():
 
 
 SHAPE = ModelShape(
-    num_parameters=1000, hidden=8, intermediate=32, num_layers=3, vocabulary=50, kv_width=4, is_fused=False
+    num_parameters=1000, hidden=8, intermediate=32, num_layers=3, vocabulary=50, kv_width=4, q_width=8, is_fused=False
 )
 LAYER = 2 * (8 * 8 + 2 * 32)  # bytes of a layer's activations for one token, in bfloat16
 AT_WORK = 2 * 4 * 32
@@ -106,6 +106,9 @@ def test_a_layer_of_the_trainers_own_keeps_less_in_16_bits():
     fused = replace(SHAPE, is_fused=True)
     # Of width 8 four instead of eight, keys and values, gate and up: 2 bytes each.
     assert device_memory(fused) - device_memory() == 3 * 100 * (2 * (4 * 8 + 2 * 4 + 2 * 32) - LAYER)
+    # Queries may be wider than hidden states, and heads that pass a norm are kept before it too.
+    assert device_memory(replace(fused, q_width=16)) - device_memory(fused) == 3 * 100 * 2 * 2 * 8
+    assert device_memory(replace(fused, norms_heads=True)) - device_memory(fused) == 3 * 100 * 2 * (8 + 4)
     assert device_memory(fused, model__dtype="float32") == device_memory(model__dtype="float32")
 
 
@@ -136,14 +139,17 @@ def test_the_shape_is_read_from_the_config_or_nothing_is_known():
     }
     assert model_shape(config, 1000) == SHAPE
     assert model_shape({**config, "num_key_value_heads": None}, 1000).kv_width == 8
-    assert model_shape({**config, "head_dim": 16}, 1000).kv_width == 32
+    assert model_shape({**config, "head_dim": 16}, 1000) == replace(SHAPE, kv_width=32, q_width=64)
+    assert model_shape({**config, "model_type": "qwen3"}, 1000) == replace(SHAPE, is_fused=True, norms_heads=True)
     assert model_shape({**config, "intermediate_size": "32"}, 1000) is None
     assert model_shape(config, None) is None
     assert model_shape({**config, "model_type": "qwen2"}, 1000) == replace(SHAPE, is_fused=True)
     assert model_shape({**config, "model_type": "gemma"}, 1000) == SHAPE
 
 
-LARGE = ModelShape(10**9, hidden=8, intermediate=32, num_layers=10, vocabulary=50, kv_width=500_000, is_fused=False)
+LARGE = ModelShape(
+    10**9, hidden=8, intermediate=32, num_layers=10, vocabulary=50, kv_width=500_000, q_width=8, is_fused=False
+)
 
 
 def judged_on(device_bytes, shared_by=1, **options):
@@ -192,6 +198,24 @@ def test_the_samplers_share_holds_its_weights_and_one_sequence():
     assert judged_on(60 * 10**9, rollout__gpu_memory_utilization=0.1) == []
     (mistake,) = judged_on(60 * 10**9, rollout__gpu_memory_utilization=0.0999)
     assert "the KV cache of one sequence need 5.6" in mistake.problem and mistake.remedy.startswith("raise it")
+
+
+def test_a_cache_of_a_given_size_counts_instead_of_the_share():
+    cache = {"rollout__kv_cache_gib": 10}
+    # 18 bytes for each of 1e9 parameters and ten layers; 2 for the sampler's weights, 1.5 GiB of work, 10 GiB of cache.
+    trainer = 18 * 10**9 + 10 * 100 * LAYER + 100 * AT_WORK
+    enough = trainer + OVERHEAD_BYTES + 2 * 10**9 + 11.5 * GIB
+    assert (
+        judged_on(enough + 2, **cache) == []
+        and judged_on(enough + 2, rollout__gpu_memory_utilization=0.9, **cache) == []
+    )
+    (mistake,) = judged_on(enough - GIB, **cache)
+    assert (mistake.field, mistake.value) == ("rollout.kv_cache_gib", 10)
+    assert mistake.remedy.startswith("lower it to at most 9.0, or set trainer.gradient")
+    (mistake,) = judged_on(enough - 9 * GIB, **cache)  # one sequence needs 3.7 GiB
+    assert "lower it" not in mistake.remedy
+    (mistake,) = judged_on(80 * GIB, rollout__kv_cache_gib=2)
+    assert "this is 5.4; the sampler's weights and the KV cache of one sequence need 5.6" in mistake.problem
 
 
 def test_devices_are_asked_by_index_and_by_uuid(monkeypatch):
