@@ -38,7 +38,7 @@ class Placed:
         """Node, and the devices that the process sees."""
         return ray.get_runtime_context().get_node_id(), os.environ.get("CUDA_VISIBLE_DEVICES", "all")
 
-    def score(self, _: Any) -> list[list[float]]:
+    def score(self, _: Any, after: object = None) -> list[list[float]]:
         """Logprobs of three tokens, others in each process."""
         return PROBES.get(self.name, [])
 
