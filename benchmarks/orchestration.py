@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 from benchmarks.machine import hardware, versions
 from benchmarks.services import local_services
-from benchmarks.timed_process import busy_file, noted
+from benchmarks.timed_process import PAUSE_VARIABLE
 from benchmarks.timeline import measure_flow
 from benchmarks.workloads import WORKLOADS, write_problems
 
@@ -32,21 +31,12 @@ GOAL_S = 0.5
 
 @contextmanager
 def paused_updates(seconds: float) -> Iterator[None]:
-    """Every update takes `seconds` longer, in which an engine counts as busy."""
-    from drgrpo.cluster.cluster import Cluster
-
-    update = Cluster.update
-
-    def paused(self: Cluster, *args: Any) -> dict[str, float]:
-        with noted(busy_file(os.getpid()), "pause"):
-            time.sleep(seconds)
-        return update(self, *args)
-
-    Cluster.update = paused  # type: ignore[method-assign,assignment]
+    """Every update takes `seconds` longer, in the trainer's process, which counts as busy."""
+    os.environ[PAUSE_VARIABLE] = str(seconds)
     try:
         yield
     finally:
-        Cluster.update = update  # type: ignore[method-assign]
+        del os.environ[PAUSE_VARIABLE]
 
 
 def run(root: Path, *, num_steps: int, pause_s: float) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A run's processes that note when they are busy and with what, for the account of where a step's time goes."""
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -8,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from drgrpo.cluster.process import Process
+
+PAUSE_VARIABLE = "BENCHMARK_UPDATE_PAUSE_S"
+"""Environment variable: seconds that every update takes longer."""
 
 HOST = "Host"
 """The process between the engines, by its class; what it does is no engine's work."""
@@ -39,5 +43,8 @@ class TimedProcess(Process):
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Result of the object's method."""
-        with noted(self._file, f"{self._name}.{method}"):
+        name = f"{self._name}.{method}"
+        with noted(self._file, name):
+            if name == "TrainerRank.update":
+                time.sleep(float(os.environ.get(PAUSE_VARIABLE, "0")))
             return super().call(method, *args, **kwargs)
