@@ -29,9 +29,9 @@ class Ahead:
         """The reference of a stage of that step, once; None where it was not asked for."""
         return self._references.pop((stage, step), None)
 
-    def see(self, stage: str, step: int) -> Any | None:
-        """The reference of a stage of that step, which stays; None where it was not asked for."""
-        return self._references.get((stage, step))
+    def see(self, stage: str, step: int) -> Any:
+        """The reference of a stage of that step, which stays; raises KeyError where it was not asked for."""
+        return self._references[stage, step]
 
     def is_of(self, step: int, policy_version: int) -> bool:
         """Whether the step was begun with this policy."""

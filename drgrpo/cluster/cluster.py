@@ -65,7 +65,7 @@ class Cluster:
         Where the push of the step before has been asked for, they begin when it has ended well.
         """
         host, samplers = self.engines.host, self.engines.rollout
-        pushes = self._ahead.see("push", step - 1) or ()
+        pushes = self._ahead.see("push", step - 1) if self.has_begun("push", step - 1) else ()
         parts = self._generate(host.start("requests", step), host.start("sampling"), policy_version, pushes)
         seconds = [engine.start("generation_seconds") for engine in samplers]
         table = host.start("write_rollout", step, policy_version, *parts)
@@ -79,7 +79,7 @@ class Cluster:
         `update` and `push` wait for what is asked for here. Only where `has_begun("advantage", step)`, and not where
         samplers sleep meanwhile.
         """
-        table, _ = self._ahead.see("advantage", step) or (None, None)
+        table, _ = self._ahead.see("advantage", step)
         updates = [rank.start("update", table, step) for rank in self.engines.ranks]
         self._ahead.add(step, update=updates)  # at once: it must not be asked for again whatever happens
         pushes = [

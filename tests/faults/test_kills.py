@@ -19,13 +19,13 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800), pytest.mark.usefixt
 Options = Callable[..., dict[str, Any]]
 
 # The engines run ahead of the flow: what is killed may have done its work for the step, and its death is found in the
-# next. So a step lies between any two deaths that cost a start; graders are slow, so the host is at work on a reward.
+# next. So a step lies between two deaths that the same process of the flow has to find.
 PLAN = {
     ("update", 0): "trainer-1",
     ("rollout", 2): "rollout-0",
     ("reward", 3): "grader",
-    ("reward", 5): "host-0",
-    ("update", 6): "flow",
+    ("sync", 5): "host-0",
+    ("update", 7): "flow",
     ("evaluate", 8): "raylet",
 }
 """(stage, policy version) to what is killed when it begins."""

@@ -127,6 +127,12 @@ def test_the_next_rollout_begins_after_the_push_that_was_asked_for_and_this_step
     assert not cluster._ahead.has("reward", 3) and cluster._ahead.has("reward", 4)
 
 
+def test_an_update_of_a_step_that_has_not_begun_is_not_asked_for(cluster: Any) -> None:
+    with pytest.raises(KeyError):
+        cluster.begin_update(3)
+    assert [rank.asked for rank in cluster.engines.ranks] == [[], []]
+
+
 def test_after_a_failed_update_neither_push_nor_rollout_of_it_is_used(cluster: Any) -> None:
     cluster._probes = []
     cluster.begin_rollout(3, 3)
