@@ -6,7 +6,6 @@ python -m benchmarks.memory docs/memory.md      # rewrites the part between the 
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,8 @@ from drgrpo.config.machine import host_bytes
 from drgrpo.config.overrides import apply_overrides
 
 BEGIN, END = "<!-- memory: generated -->", "<!-- /memory -->"
-MEASURED = Path(__file__).parent / "results" / "h100-update-recompute-a.json"
-MEASURED_MODEL = "Qwen2.5-1.5B"  # with Hugging Face's layers, before the trainer had its own
+MEASURED = Path(__file__).parent / "results" / "h100-update-fused-a.json"
+MEASURED_MODEL = "Qwen2.5-1.5B"
 
 # Parameters, hidden, intermediate, layers, vocabulary, widths of keys and queries: from the models' own config.json.
 MODELS = {
@@ -84,8 +83,7 @@ def measured_peaks(result: Mapping[str, Any]) -> Iterator[tuple[str, float, floa
             "trainer.gradient_checkpointing": float(plan.get("recompute", 0)),
             "trainer.logprob_chunk_tokens": int(plan.get("chunk", 4096)),
         }
-        shape = replace(MODELS[MEASURED_MODEL], is_fused=False)
-        computed = trainer_bytes(apply_overrides({}, values), shape) / GIB
+        computed = trainer_bytes(apply_overrides({}, values), MODELS[MEASURED_MODEL]) / GIB
         yield text, computed, measured["peak_gib"]
 
 

@@ -113,7 +113,8 @@ WORKLOADS = {
         {
             "data": {"prompt_style": "chat", "max_prompt_tokens": 512, "prompts_per_step": 128},
             "rollout": {"max_completion_tokens": 512, "max_num_seqs": 1024, "ignore_eos": False},
-            "trainer": {"completions_per_update": 128},
+            # A small model's update waits for the host to start kernels: few large micro-batches.
+            "trainer": {"completions_per_update": 128, "tokens_per_microbatch": 65536},
         },
     ),
     # A miniature for a CPU: it proves the harness, not a speed.

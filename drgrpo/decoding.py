@@ -1,28 +1,68 @@
 """Token ids to text, the completions of a step at once."""
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+_BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 def decode(tokenizer: Any, token_ids: Sequence[np.ndarray]) -> list[str]:
-    """What `tokenizer.batch_decode` returns, without special tokens; on all cores where the tokenizer is in Rust.
+    """What `tokenizer.batch_decode` returns, without special tokens.
 
-    `batch_decode` of transformers 5 decodes one sequence after the other, and the step waits for it.
+    The step waits for it, and the Rust tokenizer takes 50 ms for 512 completions of 512 tokens, on 16 cores as on two.
+    Where a text is the bytes of its tokens, they are laid end to end here.
     """
-    if not _is_plain(tokenizer):
+    if not _is_bytes(tokenizer):
         texts: list[str] = tokenizer.batch_decode(token_ids, skip_special_tokens=True)
         return texts
-    texts = tokenizer.backend_tokenizer.decode_batch([ids.tolist() for ids in token_ids], skip_special_tokens=True)
-    return texts
+    if tokenizer not in _vocabularies:
+        _vocabularies[tokenizer] = ByteVocabulary(tokenizer.backend_tokenizer)
+    return [_vocabularies[tokenizer].text(ids) for ids in token_ids]
 
 
-def _is_plain(tokenizer: Any) -> bool:
-    """Whether transformers adds nothing to what the Rust tokenizer returns."""
+class ByteVocabulary:
+    """The bytes of every token; a special token has none, nor has an id without a token."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        tokens = {index: _bytes(token) for token, index in vocabulary.items() if token not in special}
+        ordered = [tokens.get(index, b"") for index in range(max(tokens, default=-1) + 2)]  # the last is every other id
+        self._bytes = np.frombuffer(b"".join(ordered), dtype=np.uint8)
+        self._lengths = np.array([len(token) for token in ordered], dtype=np.int64)
+        self._starts = np.cumsum(self._lengths) - self._lengths
+
+    def text(self, token_ids: np.ndarray) -> str:
+        """The text of a sequence; bytes that are no UTF-8 become U+FFFD."""
+        known = np.minimum(token_ids, len(self._lengths) - 1)
+        lengths = self._lengths[known]
+        ends = lengths.cumsum()
+        places = (self._starts[known] - ends + lengths).repeat(lengths)  # where in all bytes each one lies, but for ...
+        places += np.arange(len(places))  # ... its place in the text
+        return self._bytes[places].tobytes().decode(errors="replace")
+
+
+_vocabularies: weakref.WeakKeyDictionary[Any, ByteVocabulary] = weakref.WeakKeyDictionary()
+
+
+def _is_bytes(tokenizer: Any) -> bool:
+    """Whether a text is the bytes of its tokens, and transformers changes nothing in it."""
     if getattr(type(tokenizer), "_decode", None) is not PreTrainedTokenizerFast._decode:
         return False
-    is_bpe = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"
+    rust = tokenizer.backend_tokenizer
+    if not (isinstance(rust.model, models.BPE) and isinstance(rust.decoder, decoders.ByteLevel)):
+        return False
     corrupts = tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output
-    return not tokenizer.clean_up_tokenization_spaces or (is_bpe and not corrupts)
+    return not (tokenizer.clean_up_tokenization_spaces and corrupts)
+
+
+def _bytes(token: str) -> bytes:
+    """An added token may have characters outside of the alphabet of bytes; it stands for itself then."""
+    values = [_BYTE_OF.get(character, -1) for character in token]
+    return token.encode() if -1 in values else bytes(values)

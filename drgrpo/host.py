@@ -190,7 +190,10 @@ class Host:
 
     def _columns(self, rows: Sequence[Row], *, step: int, policy_version: int, seed_step: int) -> dict[str, list[Any]]:
         problems, completions = [row.problem for row in rows], [row.completion for row in rows]
-        token_ids = [np.array(completion.token_ids, dtype=np.int64) for completion in completions]
+        token_ids = [np.array(completion.token_ids, dtype=np.int32) for completion in completions]
+        groups = {row.group_id: row.problem for row in rows}
+        prompt_ids = {group: np.array(problem.prompt_ids, dtype=np.int32) for group, problem in groups.items()}
+        further = {group: _as_json(problem.problem.columns) for group, problem in groups.items()}
         seeds = [sample_seed(self.config.seed, seed_step, row.problem.id, row.sample_index) for row in rows]
         columns: dict[str, list[Any]] = {
             "run_id": [self.run_id] * len(rows),
@@ -202,9 +205,9 @@ class Host:
             "seed": seeds,
             "question": [problem.problem.question for problem in problems],
             "answer": [problem.problem.answer for problem in problems],
-            "columns": [_as_json(problem.problem.columns) for problem in problems],
+            "columns": [further[row.group_id] for row in rows],
             "prompt": [problem.prompt for problem in problems],
-            "prompt_ids": [np.array(problem.prompt_ids, dtype=np.int64) for problem in problems],
+            "prompt_ids": [prompt_ids[row.group_id] for row in rows],
             "completion": decode(self.tokenizer, token_ids),
             "completion_ids": token_ids,
             "finish_reason": [completion.finish_reason for completion in completions],

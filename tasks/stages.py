@@ -14,25 +14,24 @@ from drgrpo.tables import TableRef
 
 @task(task_run_name="rollout-{step}", tags=["rollout"], retries=1, cache_policy=NO_CACHE)
 def rollout(run: Run, *, step: int) -> TableRef:
-    """Sample the step's groups with vLLM."""
+    """Sample the step's groups with vLLM; what follows them then needs the flow no more."""
     run.begin_step()
     if not run.cluster.has_begun("rollout", step) and (done := run.table(step, "rollout")):
         return done
     with run.timed("rollout"):
         table, metrics = run.cluster.rollout(step, run.policy_version)
+    run.begin_update(step)
     run.record(metrics)
     return table
 
 
 @task(task_run_name="reward-{step}", tags=["reward"], retries=1, cache_policy=NO_CACHE)
 def reward(run: Run, table: TableRef, *, step: int) -> TableRef:
-    """Grade the completions in killable processes; what follows them then needs the flow no more."""
+    """Grade the completions in killable processes."""
     if not run.cluster.has_begun("reward", step) and (done := run.table(step, "reward", source=table)):
         return done
     with run.timed("reward"):
-        scored = run.cluster.score(table, step)
-    run.begin_update(step)
-    return scored
+        return run.cluster.score(table, step)
 
 
 @task(task_run_name="advantage-{step}", tags=["advantage"], retries=1, cache_policy=NO_CACHE)

@@ -2,6 +2,7 @@
 
 import importlib
 import time
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -153,13 +154,14 @@ def _parameters(sampling: Sampling, request: SampleRequest) -> SamplingParams:
         # Text is decoded afterwards in one batch; only stop strings need it token by token.
         detokenize=bool(sampling.stop),
         skip_special_tokens=False,
+        skip_clone=True,  # nobody else holds it; a deep copy of 512 of them takes 25 ms
     )
 
 
 def _completion(output: Any | None, with_logprobs: bool) -> Completion | None:
     if output is None or output.finish_reason not in ("stop", "length"):  # aborted, or an error inside vLLM
         return None
-    token_ids = list(output.token_ids)
+    token_ids = array("i", output.token_ids)
     logprobs = (
         [entry[token].logprob for token, entry in zip(token_ids, output.logprobs, strict=True)]
         if with_logprobs

@@ -1,5 +1,6 @@
 """What the sampler is asked for and what it returns: plain values, so that any process may hold them."""
 
+from array import array
 from dataclasses import dataclass
 
 
@@ -29,6 +30,6 @@ class Sampling:
 class Completion:
     """A sampled completion: vLLM's token ids (EOS included), why it ended, and its logprobs if they were asked for."""
 
-    token_ids: list[int]
+    token_ids: "array[int]"  # of 32-bit integers: a step's lists of Python integers take 25 ms between two processes
     finish_reason: str
     logprobs: list[float] | None

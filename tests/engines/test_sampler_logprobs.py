@@ -53,7 +53,8 @@ def test_logprobs_of_a_temperature_are_the_trainers_of_that_temperature(
 
 def test_scored_logprobs_are_those_of_sampling(sampler: EngineProcess, completions: list[Completion]) -> None:
     sampled = zip(sample_requests(), completions, strict=True)
-    scored = sampler.call("score", [(request.prompt_ids, completion.token_ids) for request, completion in sampled])
+    sequences = [(request.prompt_ids, list(completion.token_ids)) for request, completion in sampled]
+    scored = sampler.call("score", sequences)
     for row, completion in zip(scored, completions, strict=True):
         assert row == pytest.approx(completion.logprobs, abs=1e-4)
 

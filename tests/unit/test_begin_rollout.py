@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -9,6 +10,7 @@ from drgrpo.cluster import cluster as module
 from drgrpo.cluster.ahead import Ahead
 from drgrpo.cluster.cluster import Cluster
 from drgrpo.run import Run
+from tasks.stages import rollout
 
 
 class Host:
@@ -207,3 +209,16 @@ def test_trainer_and_next_rollout_follow_what_has_begun_unless_samplers_sleep_an
     follows = begun == {"advantage"} and not sleeps
     expected = ["held", "update 5"] + ([] if evaluates else ["rollout 6 of 6"])
     assert held == (expected if follows else []) and run._is_whole is not follows
+
+
+def test_the_update_is_asked_for_before_prefect_has_anything_to_do_with_the_rollout() -> None:
+    asked: list[str] = []
+    run: Any = MagicMock()
+    run.cluster.has_begun.return_value = True
+    run.cluster.rollout.side_effect = lambda step, _: asked.append(f"rollout {step}") or ("a table", {"seconds": 1.0})
+    run.begin_update.side_effect = lambda step: asked.append(f"update {step}")
+    assert rollout.fn(run, step=3) == "a table"
+    assert asked == ["rollout 3", "update 3"]
+
+    run.cluster.has_begun.return_value, run.table.return_value = False, "from the disk"
+    assert rollout.fn(run, step=4) == "from the disk" and asked == ["rollout 3", "update 3"]
