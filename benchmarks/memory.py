@@ -6,6 +6,8 @@ python -m benchmarks.memory docs/memory.md      # rewrites the part between the 
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from drgrpo.config.machine import host_bytes
 from drgrpo.config.overrides import apply_overrides
 
 BEGIN, END = "<!-- memory: generated -->", "<!-- /memory -->"
-MEASURED = Path(__file__).parent / "results" / "h100-update-fused-a.json"
+RESULTS = Path(__file__).parent / "results"
+MEASURED = (RESULTS / "h100-update-fused-a.json", RESULTS / "h100-update-fused-b.json")
 MEASURED_MODEL = "Qwen2.5-1.5B"
 
 # Parameters, hidden, intermediate, layers, vocabulary, widths of keys and queries: from the models' own config.json.
@@ -72,8 +75,13 @@ def fits() -> Iterator[str]:
         yield f"| {name} | {' | '.join(cell(shape, device) for device in DEVICES)} | {host / GIB:.0f} GiB |"
 
 
-def measured_peaks(result: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
-    """(plan, computed GiB, measured GiB) of a result of `benchmarks.update` on the measured model."""
+def measured_peaks(path: Path, *, is_fused: bool = True) -> Iterator[tuple[str, float, float]]:
+    """(plan, computed GiB, measured GiB) of a result of `benchmarks.update` on the measured model.
+
+    `is_fused`: with the trainer's own layers, not with Hugging Face's.
+    """
+    result: Mapping[str, Any] = json.loads(path.read_text())
+    shape = replace(MODELS[MEASURED_MODEL], is_fused=is_fused)
     for text, measured in result["plans"].items():
         if "peak_gib" not in measured:
             continue
@@ -83,16 +91,16 @@ def measured_peaks(result: Mapping[str, Any]) -> Iterator[tuple[str, float, floa
             "trainer.gradient_checkpointing": float(plan.get("recompute", 0)),
             "trainer.logprob_chunk_tokens": int(plan.get("chunk", 4096)),
         }
-        computed = trainer_bytes(apply_overrides({}, values), MODELS[MEASURED_MODEL]) / GIB
-        yield text, computed, measured["peak_gib"]
+        computed = trainer_bytes(apply_overrides({}, values), shape) / GIB
+        yield f"{result['workload'].upper()}, `{text}`", computed, measured["peak_gib"]
 
 
 def checked() -> Iterator[str]:
     """Rows of the estimate beside the peaks that were measured."""
-    yield "| micro-batch | computed GiB | measured GiB |"
+    yield "| workload, plan | computed GiB | measured GiB |"
     yield "|---|---|---|"
-    for plan, computed, measured in measured_peaks(json.loads(MEASURED.read_text())):
-        yield f"| `{plan}` | {computed:.1f} | {measured:.1f} |"
+    for plan, computed, measured in chain.from_iterable(map(measured_peaks, MEASURED)):
+        yield f"| {plan} | {computed:.1f} | {measured:.1f} |"
 
 
 def rewritten(document: str) -> str:

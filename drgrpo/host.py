@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from drgrpo.advantage import compute_advantages
 from drgrpo.config import TrainConfig
 from drgrpo.data.problems import TokenizedProblem, sample_seed
-from drgrpo.decoding import decode
+from drgrpo.decoding import Decoder
 from drgrpo.demonstrations import Demonstrations
 from drgrpo.metrics.samples import sample_metrics
 from drgrpo.problems import load_run_problems
@@ -50,6 +50,7 @@ class Host:
         self.tokenizer = AutoTokenizer.from_pretrained(
             model_path, trust_remote_code=config.model.trust_remote_code, local_files_only=True
         )
+        self._decoder = Decoder(self.tokenizer)
         self.problems = load_run_problems(config, self.tokenizer, train=train)
         self.pool = GraderPool(
             config.reward.functions,
@@ -208,7 +209,7 @@ class Host:
             "columns": [further[row.group_id] for row in rows],
             "prompt": [problem.prompt for problem in problems],
             "prompt_ids": [prompt_ids[row.group_id] for row in rows],
-            "completion": decode(self.tokenizer, token_ids),
+            "completion": self._decoder.texts(token_ids),
             "completion_ids": token_ids,
             "finish_reason": [completion.finish_reason for completion in completions],
         }

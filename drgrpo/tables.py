@@ -93,7 +93,7 @@ def read_table(ref: TableRef, columns: Collection[str] | None = None) -> pa.Tabl
 def find_table(path: Path, *, source: TableRef | None = None) -> TableRef | None:
     """The reference of the table at `path`, or None where it is absent, partial or not what its manifest says.
 
-    With `source`, also None unless it was made by `add_columns` from that very table.
+    With `source`, also None unless `save_table` made it from that very table.
     """
     ref = named_table(path, source=source)
     try:
@@ -113,19 +113,11 @@ def named_table(path: Path, *, source: TableRef | None = None) -> TableRef | Non
         return None
 
 
-def add_columns(ref: TableRef, path: Path, columns: Mapping[str, Sequence[Any]], *, durable: bool = True) -> TableRef:
-    """Write the table of `ref` with `columns` (each of `ref.num_rows` values) appended, as a new table at `path`.
-
-    The new table's manifest holds the digest of `ref` as its `source`. `durable` as in `write_table`.
-
-    Raises:
-        TableError: A column that exists already or has another length, or `ref` does not verify.
-    """
-    return save_table(path, with_columns(read_table(ref), columns, path=ref.path), source=ref, durable=durable)
-
-
 def with_columns(table: pa.Table, columns: Mapping[str, Sequence[Any]], *, path: str) -> pa.Table:
-    """`table`, which lies at `path`, with `columns` appended. Raises TableError as `add_columns` does."""
+    """`table`, which lies at `path`, with `columns` (each of `table.num_rows` values) appended.
+
+    Raises TableError for a column that exists already or has another length.
+    """
     for name, values in columns.items():
         if name in table.column_names:
             raise TableError(f"{path}: column {name!r} exists already")

@@ -67,10 +67,13 @@ def _train(
 ) -> dict[str, Any]:
     """The loop's summary; engines that were lost on the way are started again."""
     while True:
+        run: Run | None = None
         try:
             with open_run(config, settings, **who, is_cancelled=is_cancelled) as run, announced(run.notice):
                 return loop(run)
         except EngineLost as error:
+            if run is not None:
+                run.notice.release()  # a SIGTERM that was noted ends the run: the machine goes away
             restarts.admit(error)
 
 

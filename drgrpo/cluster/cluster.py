@@ -13,7 +13,7 @@ from ray.exceptions import LocalRayletDiedError, RayError, RaySystemError
 from drgrpo.cluster.ahead import Ahead
 from drgrpo.cluster.engines import Engines
 from drgrpo.cluster.runtime import start_ray, stop_ray
-from drgrpo.cluster.waiting import results
+from drgrpo.cluster.waiting import outcomes, results
 from drgrpo.config import TrainConfig
 from drgrpo.settings import Settings
 from drgrpo.sync_check import logprob_differences
@@ -90,6 +90,13 @@ class Cluster:
     def has_begun(self, stage: Stage, step: int) -> bool:
         """Whether a stage of this step has been asked for ahead, and nobody has waited for it."""
         return self._ahead.has(stage, step)
+
+    def has_graded(self, step: int, *, within_s: float) -> bool:
+        """Whether the grading of this step has been asked for ahead and ends well within so many seconds."""
+        if not self.has_begun("reward", step):
+            return False
+        (graded,) = outcomes([self._ahead.see("reward", step)], within_s)
+        return graded is not None and graded.exception() is None
 
     def rollout(self, step: int, policy_version: int) -> tuple[TableRef, Metrics]:
         """Sample the step's groups from `policy_version`, unless that has begun, and write their table."""

@@ -140,7 +140,7 @@ def engine_environment(
         "OMP_NUM_THREADS": str(threads),
         # Engines take turns on the same cores; a thread that spins while it waits slows the others.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "TOKENIZERS_PARALLELISM": "true" if role == "host" else "false",  # it decodes while no engine works
+        "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

@@ -21,7 +21,7 @@ def test_token_ids_are_the_samplers_own_and_not_those_of_their_text(
     completions: list[Completion], tokenizer: Any, tiny_model: Path
 ) -> None:
     again = [tokenizer.encode(tokenizer.decode(c.token_ids), add_special_tokens=False) for c in completions]
-    assert sum(ids != completion.token_ids for ids, completion in zip(again, completions, strict=True)) > 20
+    assert sum(ids != list(completion.token_ids) for ids, completion in zip(again, completions, strict=True)) > 20
     # their logprobs belong to these ids: checked against the trainer below
     assert all(len(completion.token_ids) == len(completion.logprobs or []) for completion in completions)
 

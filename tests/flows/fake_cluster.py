@@ -17,7 +17,8 @@ from drgrpo.cluster.cluster import EngineLost
 from drgrpo.config import TrainConfig
 from drgrpo.metrics import sample_metrics
 from drgrpo.settings import Settings
-from drgrpo.tables import TableRef, add_columns, find_table, read_table, write_table
+from drgrpo.tables import TableRef, find_table, read_table, write_table
+from tests.growing_table import add_columns
 
 NUM_PROBLEMS = 3
 _WEIGHTS = "weights-00001.safetensors"
@@ -65,6 +66,9 @@ class FakeCluster:
         self._check_version(policy_version)
 
     def has_begun(self, stage: str, step: int) -> bool:
+        return False
+
+    def has_graded(self, step: int, *, within_s: float) -> bool:
         return False
 
     def rollout(self, step: int, policy_version: int) -> tuple[TableRef, dict[str, float]]:

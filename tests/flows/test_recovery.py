@@ -264,6 +264,35 @@ def test_a_signal_with_notice_saves_a_checkpoint_first(
     assert script.clusters[-1].policy == uninterrupted_policy(run_dir(machine, run_id))
 
 
+def test_an_engine_that_is_lost_after_a_signal_with_notice_is_not_started_again(
+    script: Script, options: Options, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRGRPO_PREEMPTION_NOTICE_S", "60")
+    update = FakeCluster.update
+
+    def signalled(cluster: FakeCluster, table: Any, step: int) -> dict[str, float]:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise EngineLost("the scheduler has told every process")
+        return update(cluster, table, step)
+
+    def terminate(*_: object) -> None:
+        raise TerminationSignal(signal=signal.SIGTERM)
+
+    monkeypatch.setattr(FakeCluster, "update", signalled)
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        with pytest.raises(TerminationSignal):
+            call(options(total_steps=4))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert script.calls.count("start") == 1
+    (run_id,) = runs(machine)
+    monkeypatch.setattr(FakeCluster, "update", update)
+    call(options(total_steps=4), resume_from=run_id)
+    assert script.clusters[-1].policy == uninterrupted_policy(run_dir(machine, run_id))
+
+
 class Runner:
     """Prefect's runner as a flow's process knows it: it announces a Cancel, waits for the answer, and sends SIGTERM."""
 

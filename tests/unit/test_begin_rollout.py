@@ -1,5 +1,6 @@
 """What the engines begin with before the flow comes to it: used once, by that step and policy alone."""
 
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -10,7 +11,7 @@ from drgrpo.cluster import cluster as module
 from drgrpo.cluster.ahead import Ahead
 from drgrpo.cluster.cluster import Cluster
 from drgrpo.run import Run
-from tasks.stages import rollout
+from tasks.stages import reward, rollout
 
 
 class Host:
@@ -211,14 +212,46 @@ def test_trainer_and_next_rollout_follow_what_has_begun_unless_samplers_sleep_an
     assert held == (expected if follows else []) and run._is_whole is not follows
 
 
-def test_the_update_is_asked_for_before_prefect_has_anything_to_do_with_the_rollout() -> None:
+@pytest.mark.parametrize("is_graded", [True, False])
+def test_the_update_is_asked_for_with_the_rollout_where_grading_ends_soon(is_graded: bool) -> None:
     asked: list[str] = []
     run: Any = MagicMock()
-    run.cluster.has_begun.return_value = True
+    run.cluster.has_begun.return_value, run.cluster.has_graded.return_value = True, is_graded
     run.cluster.rollout.side_effect = lambda step, _: asked.append(f"rollout {step}") or ("a table", {"seconds": 1.0})
     run.begin_update.side_effect = lambda step: asked.append(f"update {step}")
     assert rollout.fn(run, step=3) == "a table"
-    assert asked == ["rollout 3", "update 3"]
+    assert asked == ["rollout 3", *(["update 3"] if is_graded else [])]
+    run.cluster.score.return_value = "a graded table"
+    assert reward.fn(run, "a table", step=3) == "a graded table" and asked[-1] == "update 3"
 
+
+def test_a_rollout_from_the_disk_begins_no_update() -> None:
+    run: Any = MagicMock()
     run.cluster.has_begun.return_value, run.table.return_value = False, "from the disk"
-    assert rollout.fn(run, step=4) == "from the disk" and asked == ["rollout 3", "update 3"]
+    assert rollout.fn(run, step=4) == "from the disk"
+    run.begin_update.assert_not_called()
+
+
+class Reference:
+    """To a task that ended with a value or an error, or runs still."""
+
+    def __init__(self, outcome: Any = None) -> None:
+        self._future: Future[Any] = Future()
+        if isinstance(outcome, Exception):
+            self._future.set_exception(outcome)
+        elif outcome is not None:
+            self._future.set_result(outcome)
+
+    def future(self) -> Future[Any]:
+        return self._future
+
+
+@pytest.mark.parametrize(
+    ("graded", "expected"),
+    [(Reference("a table"), True), (Reference(RuntimeError("too many failed")), False), (Reference(), False)],
+)
+def test_a_step_is_graded_when_its_grading_has_ended_well(cluster: Any, graded: Reference, expected: bool) -> None:
+    assert not cluster.has_graded(3, within_s=0)
+    cluster._ahead.begin(3, 3, reward=graded)
+    assert cluster.has_graded(3, within_s=0) is expected
+    assert cluster.has_begun("reward", 3)  # it is waited for as before

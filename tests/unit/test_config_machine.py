@@ -1,6 +1,5 @@
 """Memory, disk, devices and the output directory, before any engine starts."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.memory import DEVICES, MEASURED, MODELS, measured_peaks, rewritten, sampler_share
+from benchmarks.memory import DEVICES, MEASURED, MODELS, RESULTS, measured_peaks, rewritten, sampler_share
 from deployments.steps import load_deployment
 from drgrpo.config import TrainConfig
 from drgrpo.config.device_memory import (
@@ -242,9 +241,10 @@ def test_devices_are_asked_by_index_and_by_uuid(monkeypatch):
 
 
 def test_the_estimate_is_within_two_percent_of_every_measured_peak_and_the_page_shows_it():
-    peaks = list(measured_peaks(json.loads(MEASURED.read_text())))
-    assert len(peaks) == 5
-    for _, computed, measured in peaks:
+    fused = [peak for path in MEASURED for peak in measured_peaks(path)]
+    plain = list(measured_peaks(RESULTS / "h100-update-recompute-a.json", is_fused=False))
+    assert (len(fused), len(plain)) == (7, 4)
+    for _, computed, measured in [*fused, *plain]:
         assert computed == pytest.approx(measured, rel=0.02)
     page = ROOT / "docs" / "memory.md"
     assert rewritten(page.read_text()) == page.read_text(), "run: python -m benchmarks.memory docs/memory.md"

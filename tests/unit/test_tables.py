@@ -13,7 +13,6 @@ import pytest
 from drgrpo.tables import (
     TableError,
     TableRef,
-    add_columns,
     as_table,
     find_table,
     read_table,
@@ -21,6 +20,7 @@ from drgrpo.tables import (
     with_columns,
     write_table,
 )
+from tests.growing_table import add_columns
 
 COLUMNS: dict[str, Sequence[Any]] = {
     "group_id": [0, 0, 1],
