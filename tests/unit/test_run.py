@@ -16,7 +16,8 @@ from drgrpo.notice import Notice
 from drgrpo.report import read_history, write_history
 from drgrpo.run import Run
 from drgrpo.settings import Settings, resolved
-from drgrpo.tables import add_columns, write_table
+from drgrpo.tables import write_table
+from tests.growing_table import add_columns
 
 
 class Logged:
