@@ -120,7 +120,7 @@ def measure_engine(
             finally:
                 host.close()
             sleeps = sleep_and_wake(engine, repeats=repeats + 1) if on_gpu and config.placement.sleep else None
-            # The first one takes page-locked memory for the weights, which stays.
+            # The first one takes seconds longer, as the first of other repeats does.
             total = sleeps and statistics.median(time["sleep"] + time["wake"] for time in sleeps[1:])
             yield result | {"sleep_wake": sleeps, "sleep_wake_s": total}
 

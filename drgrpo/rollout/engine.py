@@ -154,7 +154,7 @@ def _parameters(sampling: Sampling, request: SampleRequest) -> SamplingParams:
         # Text is decoded afterwards in one batch; only stop strings need it token by token.
         detokenize=bool(sampling.stop),
         skip_special_tokens=False,
-        skip_clone=True,  # nobody else holds it; a deep copy of 512 of them takes 25 ms
+        skip_clone=True,  # nobody else holds it, and a deep copy for each request delays the first token
     )
 
 

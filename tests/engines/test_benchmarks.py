@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.baseline import ABLATIONS, deployed
 from benchmarks.given_lengths import with_limits
+from benchmarks.host import completions
 from benchmarks.machine import hardware_name
 from benchmarks.options import parse_options
 from benchmarks.part import SHORTEST_S, Part
@@ -22,7 +23,7 @@ from benchmarks.stage_plot import plot_stages
 from benchmarks.step import medians, overridden
 from benchmarks.summary import own_stages, peer, summarize
 from benchmarks.timeline import Call, account, busy_seconds
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import WORKLOADS, write_problems
 from deployments.steps import load_deployment
 from drgrpo.config.overrides import config_digest, load_config
 
@@ -101,6 +102,23 @@ def test_trl_samples_and_trains_as_many_tokens_in_as_many_optimizer_steps(
     assert config["per_device_train_batch_size"] * config["steps_per_generation"] == 16
     assert config["max_steps"] == 2 * 2 and config["gradient_checkpointing"] is True
     assert summary["ratio_to_trl"] == pytest.approx(variant["step_seconds"][1] / summary["step_s"])
+
+
+def test_the_hosts_stages_are_timed_on_completions_of_the_workloads_lengths(tiny_model: Path, tmp_path: Path) -> None:
+    data, out = write_problems(tmp_path / "data", num_words=12), tmp_path / "host.json"
+    arguments = ["--workload=mini", f"--model={tiny_model}", f"--data={data}", f"--out={out}", "--repeats=2"]
+    subprocess.run([sys.executable, "-m", "benchmarks.host", *arguments], cwd=ROOT, check=True)
+    result = json.loads(out.read_text())
+    assert {stage: len(seconds) for stage, seconds in result["seconds"].items()} == dict.fromkeys(
+        ("transport", "rollout", "reward", "advantage"), 2
+    )
+    assert result["median"]["sum"] == pytest.approx(sum(result["median"][stage] for stage in result["seconds"]))
+    config = load_config(WORKLOADS["mini"].config(tiny_model, data))
+    requests = [SimpleNamespace(max_tokens=length) for length in (4, 0, 12)]
+    host = SimpleNamespace(config=config, tokenizer=range(7), requests=lambda step: requests)
+    sampled = completions(host, 0)  # type: ignore[arg-type]
+    assert [len(completion.token_ids) for completion in sampled] == [4, 16, 12]  # the limit where none is given
+    assert {index for completion in sampled for index in completion.token_ids} <= set(range(7))
 
 
 def test_vllm_gets_a_limit_for_each_prompt_of_trl() -> None:
