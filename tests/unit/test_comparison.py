@@ -24,9 +24,9 @@ from drgrpo.comparison.student import t_interval, t_quantile
 from drgrpo.comparison.table import comparison_table, difference, estimate
 from drgrpo.metrics import EvaluationSummary
 from drgrpo.statistics import bootstrap_interval
+from tests.unit.comparison_result import HOSTILE, result
 
 ROOT = Path(__file__).parents[2]
-HOSTILE = '<script>alert(1)</script> $x^ & "q" http://evil.example/x.js'
 
 
 def test_quantiles_of_student_are_those_of_the_printed_tables() -> None:
@@ -86,30 +86,6 @@ def test_a_difference_is_paired_by_seed_and_problem() -> None:
     # p: +0.5 with both seeds, q: -0.5 with both; each seed's mean is 0, so other seeds would say the same.
     assert (found.mean, found.over_problems, found.over_seeds) == (0.0, (-0.5, 0.5), (0.0, 0.0))
     assert found.num_seeds == 2 and difference(first, {9: {"p": 1.0}}) is None
-
-
-def result(arm: str, seed: int, shift: float, **changes: Any) -> dict[str, Any]:
-    """A result of two problems and three steps."""
-    steps: list[float | None] = [0, 1, 2]
-    names = ("reward", "length", "length_correct", "length_incorrect", "entropy", "zero_variance_share")
-    return {
-        "arm": arm,
-        "seed": seed,
-        "overrides": {"adv_norm.std_level": "group"} if shift else {},
-        "steps": 3,
-        "k": 8,
-        "greedy_pass1": 0.5,
-        "avg_at_k": 0.375 + shift,
-        "tokens": {"sampled": 1200, "trained": 800, "evaluated": 300},
-        "device_minutes": 2.5,
-        "config_digest": "0123456789abcdef",
-        "git_commit": "c0ffee",
-        "versions": {"torch": "2.11"},
-        "hardware": {"processor": HOSTILE, "gpus": []},
-        "training": {"step": steps} | {name: [0.1 * seed + shift + step for step in range(3)] for name in names},
-        "evaluation": {"step": [0, 3], "greedy_pass1": [0.25, 0.5], "avg_at_k": [0.25, 0.375 + shift]},
-        "scores": {"greedy": {"p": 1.0, "q": 0.0}, "avg_at_k": {"p": 0.5 + shift, "q": 0.25 + shift}},
-    } | changes
 
 
 def test_the_table_has_each_score_of_each_arm_and_differences_to_the_first() -> None:

@@ -1,0 +1,29 @@
+"""The page of the baselines has the tables of the results that it names, and nothing else of it changes."""
+
+from pathlib import Path
+
+from benchmarks.baseline_page import rewritten
+from drgrpo.comparison.results import write_result
+from tests.unit.comparison_result import result
+
+PAGE = """# Baseline
+<!-- baseline: gsm8k -->
+old
+<!-- /baseline -->
+Between.
+<!-- baseline: sums -->
+<!-- /baseline -->
+"""
+
+
+def test_each_part_between_markers_becomes_the_tables_of_its_task(tmp_path: Path) -> None:
+    for arm, shift in (("dr-grpo", 0.0), ("grpo", 0.125)):
+        write_result(tmp_path / "gsm8k" / f"{arm}-1.json", result(arm, 1, shift))
+    write_result(tmp_path / "sums" / "dr-grpo-1.json", result("dr-grpo", 1, 0.0))
+    page = rewritten(PAGE, tmp_path)
+    first, _, second = page.partition("Between.\n")
+    assert first.startswith("# Baseline\n<!-- baseline: gsm8k -->\n\n| score ") and "old" not in page
+    assert "| avg@8 | grpo | 50.0 % |" in first and "| +12.5 |" in first
+    assert "| grpo | adv_norm.std_level = group |" in first and "| 1,200 |" in first
+    assert "| avg@8 | dr-grpo | 37.5 % |" in second and "| grpo |" not in second
+    assert rewritten(page, tmp_path) == page
