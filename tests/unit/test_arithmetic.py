@@ -12,12 +12,13 @@ def test_a_solution_has_a_line_for_each_partial_sum_and_the_last_as_the_answer()
     assert solution("10 - 20 - 30 + 5") == "10 - 20 = -10\n-10 - 30 = -40\n-40 + 5 = -35\n#### -35"
 
 
-def test_both_splits_are_written_alike_each_time_and_share_no_problem(tmp_path: Path) -> None:
+def test_splits_are_written_alike_each_time_and_share_no_problem(tmp_path: Path) -> None:
     options = {"min_terms": 3, "max_terms": 5, "min_digits": 3, "max_digits": 4}
-    for name, held_out in (("train", False), ("test", True), ("again", False)):
-        write_split(tmp_path / name, num_problems=50, options=options, held_out=held_out)
+    train, test, further = range(50), range(40), range(40, 50)
+    for name, problems in (("train", train), ("test", test), ("further", further), ("again", train)):
+        write_split(tmp_path / name, problems=problems, options=options, held_out=problems is not train)
     assert (tmp_path / "train").read_bytes() == (tmp_path / "again").read_bytes()
-    rows = [json.loads(line) for name in ("train", "test") for line in (tmp_path / name).read_text().splitlines()]
+    rows = [json.loads(line) for name in ("train", "test", "further") for line in (tmp_path / name).read_text().splitlines()]
     assert len({row["question"] for row in rows}) == 100
     for row in rows:
         expression = row["question"].removeprefix("What is ").removesuffix("?")
