@@ -18,7 +18,8 @@ def test_splits_are_written_alike_each_time_and_share_no_problem(tmp_path: Path)
     for name, problems in (("train", train), ("test", test), ("further", further), ("again", train)):
         write_split(tmp_path / name, problems=problems, options=options, held_out=problems is not train)
     assert (tmp_path / "train").read_bytes() == (tmp_path / "again").read_bytes()
-    rows = [json.loads(line) for name in ("train", "test", "further") for line in (tmp_path / name).read_text().splitlines()]
+    texts = [(tmp_path / name).read_text() for name in ("train", "test", "further")]
+    rows = [json.loads(line) for text in texts for line in text.splitlines()]
     assert len({row["question"] for row in rows}) == 100
     for row in rows:
         expression = row["question"].removeprefix("What is ").removesuffix("?")

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import matplotlib.image
 import numpy as np
