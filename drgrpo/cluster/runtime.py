@@ -158,6 +158,8 @@ def engine_environment(
     if role == "trainer" and on_gpu and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
         # Micro-batches of many shapes share memory that torch would else cut to pieces, give back and ask for again.
         environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+    if config.model.dtype == "float32" and on_gpu:
+        environment["TRITON_F32_DEFAULT"] = "ieee"  # vLLM's attention would multiply with ten bits of mantissa
     if config.trainer.deterministic and on_gpu:
         environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what torch asks for before cuBLAS is deterministic
         environment["VLLM_BATCH_INVARIANT"] = "1"  # what is sampled again after a death is what was sampled before

@@ -11,6 +11,7 @@ from ray.exceptions import LocalRayletDiedError, RayActorError, RayError, RaySys
 from drgrpo.cluster import cluster as module
 from drgrpo.cluster.cluster import Cluster, EngineLost
 from drgrpo.cluster.engines import _is_dead
+from drgrpo.cluster.runtime import engine_environment
 from drgrpo.config import TrainConfig
 from drgrpo.settings import Settings
 
@@ -104,3 +105,12 @@ def test_an_engine_that_refuses_to_start_is_not_dead(error: Exception | None, de
     answer: Future[None] = Future()
     answer.set_exception(error) if error else answer.set_result(None)
     assert _is_dead(answer) is dead
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "ieee"), ("bfloat16", None)])
+def test_in_float32_a_gpu_multiplies_float32(dtype: str, precision: str | None) -> None:
+    config = TrainConfig.model_validate({"model": {"dtype": dtype}})
+    for role in ("rollout", "trainer"):
+        environment = engine_environment(Settings(), config, role, on_gpu=True)
+        assert environment.get("TRITON_F32_DEFAULT") == precision
+        assert "TRITON_F32_DEFAULT" not in engine_environment(Settings(), config, role, on_gpu=False)
