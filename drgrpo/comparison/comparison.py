@@ -90,8 +90,15 @@ class Comparison:
         """Write the result of a finished run, unless it is there."""
         path = self.directory / "results" / f"{run.label}.json"
         if not path.exists() or json.loads(path.read_text())["steps"] != run.config.total_steps:
-            found = hardware(device)
-            write_result(path, arm_result(run, self._directory(run), seconds=self.seconds(run), hardware=found))
+            spent = self.seconds(run) * self.num_devices(run, device)
+            found = arm_result(run, self._directory(run), device_seconds=spent, hardware=hardware(device))
+            write_result(path, found)
+
+    def num_devices(self, run: ArmRun, device: str) -> float:
+        """Devices that a run has to itself: a part of one that several share, one machine where there is no GPU."""
+        if self.settings.ray_address:
+            return run.num_devices
+        return len(device.split(",")) / self.settings.runs_per_gpu if device else 1
 
     def missing(self) -> list[str]:
         """Runs that are not finished, with what they came to."""

@@ -38,13 +38,13 @@ EVALUATION = {
 """Column of `evaluation` to the metric of an evaluation."""
 
 
-def arm_result(run: ArmRun, directory: Path, *, seconds: float, hardware: Mapping[str, Any]) -> dict[str, Any]:
+def arm_result(run: ArmRun, directory: Path, *, device_seconds: float, hardware: Mapping[str, Any]) -> dict[str, Any]:
     """What a finished run came to.
 
     Args:
         run: The run.
         directory: Its directory.
-        seconds: That its processes had the device, interrupted ones included.
+        device_seconds: Seconds of its processes, interrupted ones included, times the devices that it had.
         hardware: The machine.
 
     The scores are those at the last step, `scores` by problem; `intervals` are bootstraps over problems. Tokens are
@@ -66,7 +66,7 @@ def arm_result(run: ArmRun, directory: Path, *, seconds: float, hardware: Mappin
             "trained": int(_total(history, "update/trained_tokens")),
             "evaluated": sum(_num_tokens(path) for path in sorted(directory.glob("evaluations/*.parquet"))),
         },
-        "device_minutes": round(seconds / 60, 2),
+        "device_minutes": round(device_seconds / 60, 2),
         **_provenance(run),
         "hardware": dict(hardware),
         "training": _columns(history, TRAINING),
