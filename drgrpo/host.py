@@ -12,7 +12,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import torch
 from transformers import AutoTokenizer
@@ -26,7 +25,7 @@ from drgrpo.metrics.samples import sample_metrics
 from drgrpo.problems import load_run_problems
 from drgrpo.rewards.grade import GradeItem
 from drgrpo.rewards.pool import GraderPool
-from drgrpo.rollout.rows import Row, answered
+from drgrpo.rollout.rows import Row, answered, sample_columns
 from drgrpo.rollout.sampling import Completion, SampleRequest, Sampling
 from drgrpo.scoring import reward_columns
 from drgrpo.tables import TableRef, as_table, list_values, read_table, save_table, with_columns, write_table
@@ -190,32 +189,9 @@ class Host:
         ]
 
     def _columns(self, rows: Sequence[Row], *, step: int, policy_version: int, seed_step: int) -> dict[str, list[Any]]:
-        problems, completions = [row.problem for row in rows], [row.completion for row in rows]
-        token_ids = [np.array(completion.token_ids, dtype=np.int32) for completion in completions]
-        groups = {row.group_id: row.problem for row in rows}
-        prompt_ids = {group: np.array(problem.prompt_ids, dtype=np.int32) for group, problem in groups.items()}
-        further = {group: _as_json(problem.problem.columns) for group, problem in groups.items()}
         seeds = [sample_seed(self.config.seed, seed_step, row.problem.id, row.sample_index) for row in rows]
-        columns: dict[str, list[Any]] = {
-            "run_id": [self.run_id] * len(rows),
-            "step": [step] * len(rows),
-            "policy_version": [policy_version] * len(rows),
-            "problem_id": [problem.id for problem in problems],
-            "group_id": [row.group_id for row in rows],
-            "sample_index": [row.sample_index for row in rows],
-            "seed": seeds,
-            "question": [problem.problem.question for problem in problems],
-            "answer": [problem.problem.answer for problem in problems],
-            "columns": [further[row.group_id] for row in rows],
-            "prompt": [problem.prompt for problem in problems],
-            "prompt_ids": [prompt_ids[row.group_id] for row in rows],
-            "completion": self._decoder.texts(token_ids),
-            "completion_ids": token_ids,
-            "finish_reason": [completion.finish_reason for completion in completions],
-        }
-        if completions[0].logprobs is not None:
-            columns["sampler_logprobs"] = [completion.logprobs for completion in completions]
-        return columns
+        about = {"run_id": self.run_id, "step": step, "policy_version": policy_version}
+        return sample_columns(rows, self._decoder.texts, seeds=seeds, about=about)
 
     def _reward_columns(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         texts = zip(rows["completion"], rows["answer"], rows["question"], rows["columns"], strict=True)
@@ -224,8 +200,3 @@ class Host:
 
     def _path(self, step: int, stage: str) -> Path:
         return self.run_dir / "steps" / f"{step:06d}" / f"{stage}.parquet"
-
-
-def _as_json(columns: Mapping[str, Any]) -> str:
-    """A row's further columns for the table, which has one type for each of its own; what JSON lacks becomes text."""
-    return json.dumps(columns, default=str, skipkeys=True)
