@@ -4,18 +4,20 @@ python -m benchmarks.arithmetic DIRECTORY --terms 4 6 --digits 2 3
 python -m benchmarks.baseline --data DIRECTORY --work DIRECTORY --out DIRECTORY
 
 The problems are reasoning-gym's `chain_sum`; train.jsonl and test.jsonl have the form of GSM8K's, question and answer,
-the answer being a line for each partial sum and then `#### ` with the last. validation/test.jsonl has further problems
-that are in neither: to choose settings by (`data.eval`).
+the answer being a line for each partial sum and then `#### ` with the last. validation/test.jsonl has further
+problems, to choose settings by (`data.eval`). No problem is in two of them.
 """
 
 import argparse
 import json
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from drgrpo.data.generated import generate_records
 
 SOURCE = "reasoning_gym:chain_sum"
+VALIDATION = "validation/test.jsonl"
 
 
 def solution(expression: str) -> str:
@@ -29,22 +31,39 @@ def solution(expression: str) -> str:
     return "\n".join([*lines, f"#### {total}"])
 
 
-def write_split(path: Path, *, problems: range, options: dict[str, int], held_out: bool) -> None:
-    """Problems of the generator as a file; the same arguments give the same bytes.
+def problems(count: int, options: dict[str, int], *, held_out: bool) -> Iterator[dict[str, str]]:
+    """Question and answer of the generator's first `count` problems; some may be equal.
 
     Raises: ValueError where a solution is not reasoning-gym's.
     """
-    records = generate_records(
-        SOURCE, num_problems=problems.stop, options=options, held_out=held_out, field="benchmarks.arithmetic"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        for _, row in islice(records, problems.start, None):
-            expression = row["metadata"]["expression"]
-            answer = solution(expression)
-            if answer.rpartition("#### ")[2] != row["answer"]:
-                raise ValueError(f"{expression} is {row['answer']} for reasoning-gym and not as in {answer!r}")
-            file.write(json.dumps({"question": f"What is {expression}?", "answer": answer}) + "\n")
+    for _, row in generate_records(
+        SOURCE, num_problems=count, options=options, held_out=held_out, field="benchmarks.arithmetic"
+    ):
+        expression = row["metadata"]["expression"]
+        answer = solution(expression)
+        if answer.rpartition("#### ")[2] != row["answer"]:
+            raise ValueError(f"{expression} is {row['answer']} for reasoning-gym and not as in {answer!r}")
+        yield {"question": f"What is {expression}?", "answer": answer}
+
+
+def write_splits(folder: Path, *, train: int, test: int, validation: int, options: dict[str, int]) -> None:
+    """All splits; no question is twice in one or in two of them. The same arguments give the same bytes.
+
+    Raises: ValueError where the options leave too few different problems.
+    """
+    seen: set[str] = set()
+    for held_out, sizes in (False, {"train.jsonl": train}), (True, {"test.jsonl": test, VALIDATION: validation}):
+        found = problems(2 * sum(sizes.values()), options, held_out=held_out)
+        by_question = {row["question"]: row for row in found if row["question"] not in seen}
+        rows = iter(by_question.values())
+        for name, size in sizes.items():
+            chosen = list(islice(rows, size))
+            if len(chosen) < size:
+                raise ValueError(f"{name}: {len(chosen)} different problems of {size}; raise --terms or --digits")
+            seen |= {row["question"] for row in chosen}
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(json.dumps(row) + "\n" for row in chosen))
 
 
 def main() -> None:
@@ -59,11 +78,7 @@ def main() -> None:
     (min_terms, max_terms), (min_digits, max_digits) = given.terms, given.digits
     options = {"min_terms": min_terms, "max_terms": max_terms, "min_digits": min_digits, "max_digits": max_digits}
     train, test, validation = given.problems
-    folder = given.directory
-    write_split(folder / "train.jsonl", problems=range(train), options=options, held_out=False)
-    write_split(folder / "test.jsonl", problems=range(test), options=options, held_out=True)
-    further = range(test, test + validation)
-    write_split(folder / "validation" / "test.jsonl", problems=further, options=options, held_out=True)
+    write_splits(given.directory, train=train, test=test, validation=validation, options=options)
 
 
 if __name__ == "__main__":

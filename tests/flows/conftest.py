@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from deployments.environment import DEFAULTS
+from tests.flows.fake_cluster import Script
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,6 +73,15 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) 
     (tmp_path / ".drgrpo").mkdir()
     shutil.copy(empty_store, tmp_path / ".drgrpo" / "mlflow.db")
     return tmp_path
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, machine: Path) -> Script:
+    """The script of fake engines, which stand in for those of every run."""
+    script = Script()
+    monkeypatch.setattr("drgrpo.opening.Cluster", script.start)
+    monkeypatch.setattr("flows.recovery._DELAY_S", 0.0)
+    return script
 
 
 @pytest.fixture(scope="session")

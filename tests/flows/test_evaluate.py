@@ -22,14 +22,6 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 Options = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, machine: Path) -> Script:
-    """The fake engines' script."""
-    script = Script()
-    monkeypatch.setattr("drgrpo.opening.Cluster", script.start)
-    return script
-
-
 def query(machine: Path, sql: str) -> list[tuple[Any, ...]]:
     """Rows of the MLflow store."""
     with sqlite3.connect(machine / ".drgrpo" / "mlflow.db") as connection:

@@ -27,15 +27,6 @@ Options = Callable[..., dict[str, Any]]
 AWAY = "http://127.0.0.1:9"
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, machine: Path) -> Script:
-    """The fake engines' script."""
-    script = Script()
-    monkeypatch.setattr("drgrpo.opening.Cluster", script.start)
-    monkeypatch.setattr("flows.recovery._DELAY_S", 0.0)
-    return script
-
-
 class Killed(BaseException):
     """Stands in for kill -9 at a point in the code."""
 

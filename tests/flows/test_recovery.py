@@ -29,11 +29,9 @@ Options = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, machine: Path) -> Script:
+def script(script: Script) -> Script:
     """The fake engines' script; a failure is the loss of an engine."""
-    script = Script(failure="is lost")
-    monkeypatch.setattr("drgrpo.opening.Cluster", script.start)
-    monkeypatch.setattr("flows.recovery._DELAY_S", 0.0)
+    script.failure = "is lost"
     return script
 
 

@@ -25,15 +25,6 @@ GATE = {"health.entropy.action": "rollback", "health.entropy.patience": 2}
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, machine: Path) -> Script:
-    """The fake engines' script."""
-    script = Script()
-    monkeypatch.setattr("drgrpo.opening.Cluster", script.start)
-    monkeypatch.setattr("flows.recovery._DELAY_S", 0.0)
-    return script
-
-
-@pytest.fixture
 def explode(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`explode(lr, at)`: from step `at` on every update with more than that learning rate collapses the entropy."""
     update = FakeCluster.update

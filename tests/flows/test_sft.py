@@ -39,14 +39,6 @@ SFT: dict[str, Any] = {
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, machine: Path) -> Script:
-    """The fake engines' script."""
-    script = Script()
-    monkeypatch.setattr("drgrpo.opening.Cluster", script.start)
-    return script
-
-
-@pytest.fixture
 def same_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call of the flow is the same run, as a retried flow run is."""
 

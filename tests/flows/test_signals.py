@@ -24,15 +24,6 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 Options = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, machine: Path) -> Script:
-    """The fake engines' script."""
-    script = Script()
-    monkeypatch.setattr("drgrpo.opening.Cluster", script.start)
-    monkeypatch.setattr("flows.recovery._DELAY_S", 0.0)
-    return script
-
-
 @contextmanager
 def terminated() -> Iterator[None]:
     """What is run within ends with Prefect's exception for a SIGTERM."""
@@ -149,8 +140,9 @@ def test_a_cancel_ends_the_run_at_once_whatever_the_notice_and_prefect_calls_it_
     assert state is not None and state.name == "Cancelled"
 
 
-def test_a_signal_without_notice_stops_at_once(script: Script, options: Options, machine: Path) -> None:
-    script.failures = {}
+def test_a_signal_without_notice_stops_at_once(
+    script: Script, options: Options, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     update = FakeCluster.update
 
     def interrupted(cluster: FakeCluster, table: Any, step: int) -> dict[str, float]:
@@ -158,11 +150,8 @@ def test_a_signal_without_notice_stops_at_once(script: Script, options: Options,
             raise KeyboardInterrupt
         return update(cluster, table, step)
 
-    FakeCluster.update = interrupted  # type: ignore[method-assign]
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            call(options(total_steps=4))
-    finally:
-        FakeCluster.update = update  # type: ignore[method-assign]
+    monkeypatch.setattr(FakeCluster, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        call(options(total_steps=4))
     assert script.calls[-1] == "close" and not [c for c in script.calls if c.startswith("checkpoint")]
     assert query(machine, "select status from runs") == [("KILLED",)]
