@@ -11,7 +11,7 @@ on where it ended.
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ import yaml
 
 from benchmarks.services import local_services
 from deployments.steps import ROOT, load_deployment
+from drgrpo.comparison.results import write_result
+from drgrpo.config import TrainConfig
+from drgrpo.config.overrides import apply_overrides, config_digest
 
 DEPLOYMENT = "gsm8k-smollm2"
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -70,12 +73,26 @@ def run_arms(work: Path, policy: Path, options: argparse.Namespace, overrides: d
     )
 
 
+def published(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with names in place of this machine's paths, and the digest of the configuration that it then shows.
+
+    So whoever repeats a run elsewhere gets the same digest.
+    """
+    names = {path: Path(result["config"][path]).name for path in ("data.train", "data.eval")}
+    config = {**result["config"], **names, "model.path": "warm-start"}
+    lists = {path: json.loads(text) for path, text in config.items() if isinstance(text, str) and text.startswith("[")}
+    digest = config_digest(apply_overrides(TrainConfig(), {**config, **lists}))
+    return {**result, "config": config, "config_digest": digest}
+
+
 def keep(work: Path, out: Path) -> None:
-    """Copy the results and reports of the comparison."""
+    """Publish the results and copy the report of the comparison."""
     for report in (work / ".drgrpo" / "runs").glob("*/report.html"):
-        for path in (report, report.with_suffix(".png"), *report.parent.glob("results/*.json")):
-            out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        for path in report, report.with_suffix(".png"):
             shutil.copy(path, out / path.name)
+        for path in report.parent.glob("results/*.json"):
+            write_result(out / path.name, published(json.loads(path.read_text())))
 
 
 def main() -> None:

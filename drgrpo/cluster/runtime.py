@@ -23,6 +23,8 @@ from drgrpo.settings import Settings
 _PROJECT = Path(__file__).parents[2]
 _OBJECT_STORE_BYTES = 512 << 20
 _TEMP_PREFIX = "drgrpo-ray-"
+# Above Ray's ports, below those that the system gives to outgoing connections.
+_VLLM_PORTS = range(20000, 32000)
 _LOGS = "run-logs"
 """Link in Ray's directory to the run's directory of logs."""
 
@@ -154,6 +156,9 @@ def engine_environment(
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_KVCACHE_SPACE": f"{settings.cpu_kvcache_gib:g}",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # vLLM listens some seconds after it has found a port free. Of the system's choice, with many runs beside
+            # each other, another has it by then.
+            "VLLM_PORT": str(secrets.choice(_VLLM_PORTS)),
         }
     if role == "trainer" and on_gpu and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
         # Micro-batches of many shapes share memory that torch would else cut to pieces, give back and ask for again.

@@ -34,19 +34,20 @@ class TrainerRank:
         self.config, self.model_path = config, Path(model_path)
         self.rank, self.world_size = rank, world_size
         self.device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+        self._listener: socket.socket | None = None
 
     def address(self) -> tuple[str, int]:
-        """Host and a free port of this rank's machine, for the rendezvous of all ranks."""
-        host = _own_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return host, int(probe.getsockname()[1])
+        """Host and port of this rank's machine, for the rendezvous of all ranks; held from now on."""
+        # A port that is only found free may be another run's when it is needed.
+        self._listener = socket.create_server((_own_address(), 0), backlog=2 * self.world_size)
+        host, port = self._listener.getsockname()[:2]
+        return str(host), int(port)
 
     def start(self, address: str, port: int) -> None:
         """Join the group and build the ZeRO-3 engine; a collective."""
         if self.config.trainer.deterministic:
             torch.use_deterministic_algorithms(True)
-        init_process_group(self.rank, self.world_size, address, port, self.device)
+        init_process_group(self.rank, self.world_size, address, port, self.device, listener=self._listener)
         self.trainer = Trainer(
             self.config, self.model_path, rank=self.rank, world_size=self.world_size, device=self.device
         )

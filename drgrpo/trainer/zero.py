@@ -26,9 +26,17 @@ _PERSIST_SMALL = 10**5
 _NO_TIMERS = {"throughput": {"enabled": False}}
 
 
-def init_process_group(rank: int, world_size: int, address: str, port: int, device: torch.device) -> None:
-    """Join the trainer's process group; `address:port` is rank 0's."""
-    store = _rendezvous(rank, world_size, address, port)
+def init_process_group(
+    rank: int,
+    world_size: int,
+    address: str,
+    port: int,
+    device: torch.device,
+    *,
+    listener: socket.socket | None = None,
+) -> None:
+    """Join the trainer's process group; `address:port` is rank 0's, and `listener` its socket there if it has one."""
+    store = _rendezvous(rank, world_size, address, port, listener)
     owner = _pid_of_rank_0(store, rank)
     os.environ.update(
         RANK=str(rank),
@@ -55,11 +63,11 @@ def init_process_group(rank: int, world_size: int, address: str, port: int, devi
         reduce_buffer(owner, port, rank).unlink(missing_ok=True)  # else its 66 MB outlive the process
 
 
-def _rendezvous(rank: int, world_size: int, address: str, port: int) -> dist.TCPStore:
+def _rendezvous(rank: int, world_size: int, address: str, port: int, listener: socket.socket | None) -> dist.TCPStore:
     """The ranks' store. Torch's own listens on every interface, so rank 0 brings a socket bound to `address`."""
     if rank:
         return dist.TCPStore(address, port, world_size, is_master=False)
-    listener = socket.create_server((address, port), backlog=2 * world_size)
+    listener = listener or socket.create_server((address, port), backlog=2 * world_size)
     return dist.TCPStore(address, port, world_size, is_master=True, master_listen_fd=listener.detach())
 
 

@@ -27,3 +27,12 @@ def test_each_part_between_markers_becomes_the_tables_of_its_task(tmp_path: Path
     assert "| grpo | adv_norm.std_level = group |" in first and "| 1,200 |" in first
     assert "| avg@8 | dr-grpo | 37.5 % |" in second and "| grpo |" not in second
     assert rewritten(page, tmp_path) == page
+
+
+def test_tasks_named_together_are_compared_with_the_seeds_that_all_arms_have(tmp_path: Path) -> None:
+    for arm, seed, task in (("dr-grpo", 1, "sums"), ("dr-grpo", 2, "sums"), ("grpo", 1, "sums"), ("rloo", 1, "more")):
+        write_result(tmp_path / task / f"{arm}-{seed}.json", result(arm, seed, 0.25 if arm == "rloo" else 0.0))
+    page = rewritten("<!-- baseline: sums more -->\n<!-- /baseline -->\n", tmp_path)
+    scores = [line.split(" | ")[1:3] for line in page.splitlines() if line.startswith("| avg@8")]
+    assert scores == [["dr-grpo", "37.5 %"], ["grpo", "37.5 %"], ["rloo", "62.5 %"]]
+    assert page.count("| dr-grpo | 1 |") == 1 and "| dr-grpo | 2 |" not in page and "| +25.0 |" in page

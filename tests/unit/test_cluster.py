@@ -114,3 +114,19 @@ def test_in_float32_a_gpu_multiplies_float32(dtype: str, precision: str | None) 
         environment = engine_environment(Settings(), config, role, on_gpu=True)
         assert environment.get("TRITON_F32_DEFAULT") == precision
         assert "TRITON_F32_DEFAULT" not in engine_environment(Settings(), config, role, on_gpu=False)
+
+
+def test_vllm_looks_for_a_port_where_the_system_gives_none_to_others() -> None:
+    ports = {
+        int(engine_environment(Settings(), TrainConfig(), "rollout", on_gpu=on_gpu)["VLLM_PORT"])
+        for on_gpu in (True, False)
+        for _ in range(8)
+    }
+    first_of_system = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert len(ports) > 8, "runs beside each other begin at the same port"
+    assert min(ports) >= 20_000 and max(ports) < min(32_000, first_of_system)
+
+
+def test_what_the_operator_sets_for_vllm_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_PORT", "12345")
+    assert engine_environment(Settings(), TrainConfig(), "rollout", on_gpu=True)["VLLM_PORT"] == "12345"
