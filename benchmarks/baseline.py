@@ -11,6 +11,7 @@ on where it ended.
 import argparse
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,17 @@ import yaml
 
 from benchmarks.services import local_services
 from deployments.steps import ROOT, load_deployment
+from drgrpo.comparison.hardware import hardware
+from drgrpo.comparison.outcome import arm_result
+from drgrpo.comparison.plan import ArmRun
 from drgrpo.comparison.results import write_result
 from drgrpo.config import TrainConfig
 from drgrpo.config.overrides import apply_overrides, config_digest
+from drgrpo.device_lock import visible_devices
+from drgrpo.settings import load_settings
 
 DEPLOYMENT = "gsm8k-smollm2"
+_WARM_START = "warm-start.json"
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no-std": {"loss.aggregation": "sequence_mean"},
     "no-length": {"adv_norm.std_level": "group"},
@@ -51,10 +58,23 @@ def warm_start(work: Path, overrides: dict[str, Any]) -> Path:
     """The policy that imitates GSM8K's solutions; trained unless it is there."""
     from flows.sft import sft
 
-    note = work / "warm-start.json"
+    note = work / _WARM_START
     if not note.exists():
-        note.write_text(json.dumps(sft(load_deployment("gsm8k-sft"), overrides), indent=1))
+        started = time.monotonic()
+        summary = sft(load_deployment("gsm8k-sft"), overrides)
+        note.write_text(json.dumps({**summary, "seconds": time.monotonic() - started}, indent=1))
     return work / ".drgrpo" / "runs" / json.loads(note.read_text())["run_id"] / "policy"
+
+
+def warm_start_result(work: Path) -> dict[str, Any]:
+    """The warm start's result in the form of an arm's; its minutes are those of the process that ended it."""
+    settings, note = load_settings(), json.loads((work / _WARM_START).read_text())
+    directory = work / ".drgrpo" / "runs" / note["run_id"]
+    config = TrainConfig.model_validate(json.loads((directory / "run.json").read_text())["config"])
+    device = "" if settings.device == "cpu" else ",".join(visible_devices()[: config.trainer.num_ranks])
+    seconds = note["seconds"] / (settings.runs_per_gpu if device else 1)
+    run = ArmRun("warm-start", config.seed, {}, config, note["run_id"])
+    return arm_result(run, directory, device_seconds=seconds, hardware=hardware(device))
 
 
 def run_arms(work: Path, policy: Path, options: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -78,8 +98,11 @@ def published(result: Mapping[str, Any]) -> dict[str, Any]:
 
     So whoever repeats a run elsewhere gets the same digest.
     """
-    names = {path: Path(result["config"][path]).name for path in ("data.train", "data.eval")}
-    config = {**result["config"], **names, "model.path": "warm-start"}
+    found = result["config"]
+    names = {path: Path(found[path]).name for path in ("data.train", "data.eval")}
+    if (model := Path(found["model.path"])).is_absolute():
+        names["model.path"] = model.name if result["arm"] == "warm-start" else "warm-start"
+    config = {**found, **names}
     lists = {path: json.loads(text) for path, text in config.items() if isinstance(text, str) and text.startswith("[")}
     digest = config_digest(apply_overrides(TrainConfig(), {**config, **lists}))
     return {**result, "config": config, "config_digest": digest}
@@ -93,6 +116,7 @@ def keep(work: Path, out: Path) -> None:
             shutil.copy(path, out / path.name)
         for path in report.parent.glob("results/*.json"):
             write_result(out / path.name, published(json.loads(path.read_text())))
+        write_result(out / "warm-start" / _WARM_START, published(warm_start_result(work)))
 
 
 def main() -> None:

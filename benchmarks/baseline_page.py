@@ -1,6 +1,8 @@
-"""The tables of docs/baseline.md, from the results in benchmarks/results/baseline/<task>/.
+"""The tables and pictures of docs/baseline.md, from the results in benchmarks/results/baseline/<task>/.
 
-python -m benchmarks.baseline_page docs/baseline.md      # rewrites the parts between the markers
+python -m benchmarks.baseline_page docs/baseline.md      # rewrites the parts between the markers, and images/
+
+The picture of a marker is images/baseline-<its last task>.png beside the page.
 
 A marker that names several tasks compares the arms of all of them, with the seeds that every arm has.
 """
@@ -10,7 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from drgrpo.comparison.cells import arm_rows, run_rows, score_rows
+from drgrpo.comparison.plot import plot_comparison
 from drgrpo.comparison.results import read_results
 from drgrpo.comparison.table import comparison_table
 from drgrpo.report import markdown_table
@@ -44,6 +49,19 @@ def rewritten(document: str, results: Path = RESULTS) -> str:
     return _PART.sub(part, document)
 
 
+def plot(document: str, images: Path, results: Path = RESULTS) -> None:
+    """The pictures of a document's markers, in few colours: a fourth of the bytes."""
+    for found in _PART.finditer(document):
+        tasks = found[2].split()
+        shown = compared(*(results / task for task in tasks))
+        path = images / f"baseline-{tasks[-1]}.png"
+        plot_comparison(shown, comparison_table(shown), path, title=tasks[-1])
+        with Image.open(path) as picture:
+            few = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        few.save(path, optimize=True)
+
+
 if __name__ == "__main__":
     page = Path(sys.argv[1])
     page.write_text(rewritten(page.read_text()))
+    plot(page.read_text(), page.parent / "images")

@@ -57,7 +57,7 @@ def run_rows(results: Sequence[Result]) -> list[dict[str, str]]:
 
 def _difference(found: Estimate | None, first: str) -> dict[str, str]:
     names = (f"difference to {first}", "its interval over problems", "its interval over seeds")
-    cells = (f"{100 * found.mean:+.1f}", _points(found.over_problems), _points(found.over_seeds)) if found else None
+    cells = (_point(found.mean), _points(found.over_problems), _points(found.over_seeds)) if found else None
     return dict(zip(names, cells or (_NONE,) * len(names), strict=True))
 
 
@@ -70,7 +70,12 @@ def _percent(interval: Interval | None) -> str:
 
 
 def _points(interval: Interval | None) -> str:
-    return _NONE if interval is None else f"[{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]"
+    return _NONE if interval is None else f"[{', '.join(_point(end) for end in interval)}]"
+
+
+def _point(share: float) -> str:
+    """A difference in points; one that rounds to zero has no sign."""
+    return f"{rounded:+.1f}" if (rounded := round(100 * share, 1)) else "0.0"
 
 
 def _share(value: float | None) -> str:

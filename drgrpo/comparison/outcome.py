@@ -26,6 +26,7 @@ TRAINING = {
     **_LENGTHS,
     "truncated_share": "rollout/truncated_share",
     "entropy": "update/entropy",
+    "nll": "update/nll",
     "zero_variance_share": "rollout/zero_variance_share",
 }
 """Column of `training` to the metric of a step."""

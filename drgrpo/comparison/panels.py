@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from drgrpo.comparison.curves import Band, band, smoothing_width
 from drgrpo.comparison.results import Result
 from drgrpo.comparison.table import Row
+from drgrpo.report import clean
 from drgrpo.report.axes import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY, Floats, empty, prepare
 
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, GREY)
@@ -92,6 +93,7 @@ def draw_differences(axes: Axes, rows: Sequence[Row], arms: dict[str, Style]) ->
     if not shown:
         empty(axes)
         return
+    names_arms = len({row.arm for row in shown}) > 1
     for place, row in enumerate(shown):
         found, colour, height = row.difference, arms[row.arm].colour, -place
         assert found is not None
@@ -105,8 +107,9 @@ def draw_differences(axes: Axes, rows: Sequence[Row], arms: dict[str, Style]) ->
             markeredgewidth=2,
         )  # fmt: skip
         axes.text(
-            0.01, height + 0.2, row.score, transform=axes.get_yaxis_transform(), fontsize=9, color=INK, va="bottom"
-        )
+            0.01, height + 0.2, clean(f"{row.score} {row.arm}" if names_arms else row.score, 40),
+            transform=axes.get_yaxis_transform(), fontsize=9, color=INK, va="bottom", parse_math=False,
+        )  # fmt: skip
     axes.axvline(0, color=GREY, linewidth=1)
     axes.set_ylim(-len(shown) + 0.4, 0.75)
     axes.set_yticks([])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.baseline_page import rewritten
+from benchmarks.baseline_page import plot, rewritten
 from drgrpo.comparison.results import write_result
 from tests.unit.comparison_result import result
 
@@ -36,3 +36,16 @@ def test_tasks_named_together_are_compared_with_the_seeds_that_all_arms_have(tmp
     scores = [line.split(" | ")[1:3] for line in page.splitlines() if line.startswith("| avg@8")]
     assert scores == [["dr-grpo", "37.5 %"], ["grpo", "37.5 %"], ["rloo", "62.5 %"]]
     assert page.count("| dr-grpo | 1 |") == 1 and "| dr-grpo | 2 |" not in page and "| +25.0 |" in page
+
+
+def test_the_pictures_are_named_after_the_last_task_of_their_marker(tmp_path: Path) -> None:
+    write_result(tmp_path / "sums" / "dr-grpo-1.json", result("dr-grpo", 1, 0.0))
+    write_result(tmp_path / "more" / "rloo-1.json", result("rloo", 1, 0.25))
+    plot(
+        "<!-- baseline: sums -->\n<!-- /baseline -->\n<!-- baseline: sums more -->\n<!-- /baseline -->\n",
+        tmp_path,
+        tmp_path,
+    )
+    pictures = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
+    assert pictures.keys() == {"baseline-sums.png", "baseline-more.png"} and len(set(pictures.values())) == 2
+    assert all(content.startswith(b"\x89PNG") for content in pictures.values())

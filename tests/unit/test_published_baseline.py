@@ -1,9 +1,18 @@
 """What a baseline publishes names no path of the machine, and its digest is that of what it shows."""
 
-from benchmarks.baseline import published
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.baseline import DEPLOYMENT, deployed, published, warm_start_result
+from benchmarks.baseline_page import RESULTS
+from deployments.steps import load_deployment
 from drgrpo.config import TrainConfig
 from drgrpo.config.overrides import apply_overrides, config_digest, flatten
+from drgrpo.tables import write_table
 from tests.unit.comparison_result import result
+from tests.unit.test_metrics import BEFORE
 
 
 def found_at(home: str) -> dict[str, object]:
@@ -21,3 +30,32 @@ def test_a_published_result_has_names_for_paths_and_the_digest_of_what_it_shows(
     wanted = apply_overrides(TrainConfig(), shown | {"rollout.stop": ["\n\n"], "optimizer.lr": 5e-6})
     assert here["config_digest"] == config_digest(wanted)
     assert here["scores"] == found_at("/home/ada")["scores"]
+
+
+def test_a_warm_start_has_a_result_like_an_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRGRPO_DEVICE", "cpu")
+    values = {"total_steps": 2, "data.train": "/data/sums", "data.eval": "/data/sums", "model.path": "smollm2"}
+    config = apply_overrides(TrainConfig(), values | {"evaluation.samples_per_problem": 2})
+    run = tmp_path / ".drgrpo" / "runs" / "4711"
+    write_table(run / "evaluations" / "000002.parquet", BEFORE.to_pydict())
+    (run / "run.json").write_text(json.dumps({"config": config.model_dump(mode="json")}))
+    (run / "evaluations.jsonl").write_text('{"step": 2, "evaluation/greedy": 0.25}\n')
+    history = ({"step": step, "update/nll": 1.5 - step, "update/trained_tokens": 40.0} for step in range(2))
+    (run / "history.jsonl").write_text("".join(json.dumps(record) + "\n" for record in history))
+    (tmp_path / "warm-start.json").write_text('{"run_id": "4711", "seconds": 90.0}')
+    found = published(warm_start_result(tmp_path))
+    assert (found["arm"], found["steps"], found["device_minutes"]) == ("warm-start", 2, 1.5)
+    # Three problems: greedy one of three right, sampled three of six.
+    assert (found["greedy_pass1"], found["avg_at_k"]) == (pytest.approx(1 / 3), 0.5)
+    assert found["training"]["nll"] == [1.5, 0.5] and found["tokens"]["trained"] == 80
+    assert (found["config"]["model.path"], found["config"]["data.train"]) == ("smollm2", "sums")
+
+
+@pytest.mark.parametrize("path", sorted((RESULTS / "gsm8k").glob("*.json")), ids=lambda path: path.stem)
+def test_the_deployments_are_those_of_the_published_baseline(path: Path) -> None:
+    found, parameters = json.loads(path.read_text()), deployed()
+    names = {"model.path": "warm-start", "data.train": "gsm8k", "data.eval": "gsm8k", "seed": found["seed"]}
+    overrides = parameters["overrides"] | parameters["arms"][found["arm"]] | names | {"checkpoint.every_minutes": 0}
+    again = flatten(apply_overrides(load_deployment(DEPLOYMENT), overrides))
+    assert {field: again[field] for field in found["config"]} == found["config"]
+    assert found["steps"] == found["config"]["total_steps"] and found["num_problems"] == 1319
