@@ -2,6 +2,7 @@
 
 python -m benchmarks.against_trl a
 python -m benchmarks.against_trl b --parts trl --variants liger,recompute,micro=16 --trl-steps 2 --minutes 9
+python -m benchmarks.against_trl a --parts step trl openrlhf # a second peer, where it is installed
 python -m benchmarks.against_trl c --data DIRECTORY          # with train.jsonl and test.jsonl of GSM8K
 
 Each part is a process of its own with a time limit; one that fails or runs out of time is recorded as such and the
@@ -26,11 +27,14 @@ from deployments.steps import ROOT
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("step", "rollout", "update", "trl")
+MORE_PARTS = ("openrlhf",)
 VARIANTS = ("liger,micro=8", "liger,recompute,micro=32", "recompute,micro=32", "micro=8", "liger,recompute,correction")
+OPENRLHF_VARIANTS = ("liger,micro=8", "liger,recompute,micro=16", "sleep,liger,recompute,micro=32")
 SETTINGS = ("", "vllm_scheduler", "sampler_logprobs", "sleep")
 PLANS = ("", "deterministic", "tokens=81920,recompute,chunk=8192", "tokens=20480,recompute=0")
 KEYS = (
     "ratio_to_trl",
+    "ratio_to_openrlhf",
     "step_s",
     "trl_step_s",
     "trl_best",
@@ -64,10 +68,11 @@ def parts(options: argparse.Namespace, model: Path, data: Path) -> Iterator[Part
         plans = [f"--plan={plan}" for plan in options.plans]
         arguments = ["benchmarks.update", *common[:4], "--out", str(work / "update.json"), *plans]
         yield Part("update", arguments, work / "update.json", 300)
-    for variant in options.variants if "trl" in options.parts else ():
-        out = work / f"trl {variant}.json"
-        steps = ["--steps", str(options.trl_steps), "--variant", variant]
-        yield Part(f"trl {variant}", ["benchmarks.trl_step", *common, "--out", str(out), *steps], out, 420)
+    for peer, variants in {"trl": options.variants, "openrlhf": options.openrlhf_variants}.items():
+        for variant in variants if peer in options.parts else ():
+            out = work / f"{peer} {variant}.json"
+            steps = ["--steps", str(options.trl_steps), "--variant", variant]
+            yield Part(f"{peer} {variant}", [f"benchmarks.{peer}_step", *common, "--out", str(out), *steps], out, 420)
 
 
 def summary(options: argparse.Namespace) -> dict[str, Any]:
@@ -114,12 +119,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; directories that were left out are filled in."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workload", choices=sorted(WORKLOADS))
-    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="none: the summary alone")
+    choices = (*PARTS, *MORE_PARTS)
+    parser.add_argument("--parts", nargs="*", choices=choices, default=list(PARTS), help="none: the summary alone")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), help="TRL's, see benchmarks.trl_step")
+    theirs = list(OPENRLHF_VARIANTS)
+    parser.add_argument("--openrlhf-variants", nargs="+", default=theirs, help="see benchmarks.openrlhf_step")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), help="see benchmarks.rollout")
     parser.add_argument("--plans", nargs="+", default=list(PLANS), help="see benchmarks.update")
     parser.add_argument("--our-steps", type=int, default=3, help="measured; two more are taken")
-    parser.add_argument("--trl-steps", type=int, default=3, help="the first one warms up")
+    parser.add_argument("--trl-steps", type=int, default=3, help="of each peer; the first one warms up")
     parser.add_argument("--minutes", type=float, default=60.0, help="no part goes on for longer")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="PATH=JSON", help="values of our own step's configuration"
@@ -145,8 +153,9 @@ def main() -> None:
         print(f"{key:24s} {result[key]}")
     for name, seconds in (result["stages"] or {}).items():
         print(f"  {name:22s} {seconds:.3f} s, {result['stage_shares'][name]:.1%} of the step")
-    for name, variant in result["trl"].items():
-        print(f"TRL {name:30s} {variant['step_s']} s")
+    for peer in ("trl", "openrlhf"):
+        for name, variant in result[peer].items():
+            print(f"{peer} {name:30s} {variant['step_s']} s")
     if options.plot:
         plot_stages(result, options.plot)
 

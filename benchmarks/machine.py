@@ -25,6 +25,7 @@ PACKAGES = (
     "ray",
     "mlflow",
     "trl",
+    "openrlhf",
     "liger-kernel",
 )
 

@@ -1,4 +1,4 @@
-"""The summary of a workload: our step beside TRL's best, from the results of the parts that were measured."""
+"""The summary of a workload: our step beside each peer's best, from the results of the parts that were measured."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from benchmarks.limits import bounds
 
 Result = Mapping[str, Any]
 
-_TRL_STAGES = ("generation", "scoring", "update", "sync")
+_PEER_STAGES = ("generation", "scoring", "update", "sync")
 
 
 def summarize(workload: str, results: Mapping[str, Result], outcomes: Mapping[str, Result]) -> dict[str, Any]:
@@ -16,18 +16,14 @@ def summarize(workload: str, results: Mapping[str, Result], outcomes: Mapping[st
 
     Args:
         workload: Its name.
-        results: What the parts wrote, by name: `step`, `rollout`, `rollout sleep`, `update`, `trl <variant>`.
+        results: What the parts wrote, by name: `step`, `rollout`, `rollout sleep`, `update`, `<peer> <variant>`.
         outcomes: How each part ended, by name.
 
-    `ratio_to_trl` is the median iteration of TRL's fastest variant over our median step; a first step warms up and does
-    not count. An iteration is one rollout with all of its optimizer steps, on both sides. `update_mfu` counts the
-    tokens that are computed, `update_effective_mfu` those of the sequences, as if no prompt were shared.
+    `ratio_to_<peer>` is the median iteration of the peer's fastest variant over our median step; a first step warms up
+    and does not count. An iteration is one rollout with all of its optimizer steps, on both sides. `update_mfu` counts
+    the tokens that are computed, `update_effective_mfu` those of the sequences, as if no prompt were shared.
     """
-    peers = {name.removeprefix("trl "): peer(result) for name, result in results.items() if name.startswith("trl ")}
-    timed = {name: variant["step_s"] for name, variant in peers.items() if variant["step_s"] is not None}
-    best = min(timed, key=timed.__getitem__) if timed else None
     ours = own_step(results["step"]) if "step" in results else dict.fromkeys(_OWN)
-    trl_step_s = timed[best] if best else None
     first = next(iter(results.values()), {})
     alone = {
         setting: measured
@@ -38,12 +34,10 @@ def summarize(workload: str, results: Mapping[str, Result], outcomes: Mapping[st
         "workload": workload,
         "hardware": first.get("hardware"),
         "versions": first.get("versions"),
-        "ratio_to_trl": trl_step_s / ours["step_s"] if trl_step_s and ours["step_s"] else None,
-        "trl_step_s": trl_step_s,
-        "trl_best": best,
+        **_against("trl", results, ours["step_s"]),
+        **_against("openrlhf", results, ours["step_s"]),
         **ours,
         "sleep_wake_s": ours["sleep_wake_s"] or _slept_alone(alone),
-        "trl": peers,
         "rollout_alone": alone or None,
         "update_alone": results.get("update", {}).get("plans"),
         "parts": dict(outcomes),
@@ -108,12 +102,29 @@ def own_stages(median: Mapping[str, float]) -> dict[str, float]:
     return stages | {"check": check, "orchestration": median["account/orchestration"]}
 
 
+def _against(name: str, results: Mapping[str, Result], step_s: float | None) -> dict[str, Any]:
+    """All variants of a peer, its fastest one, and the ratio of that to our step."""
+    variants = {
+        found.removeprefix(f"{name} "): peer(result)
+        for found, result in results.items()
+        if found.startswith(f"{name} ")
+    }
+    timed = {variant: figures["step_s"] for variant, figures in variants.items() if figures["step_s"] is not None}
+    best = min(timed, key=timed.__getitem__) if timed else None
+    return {
+        f"ratio_to_{name}": timed[best] / step_s if best and step_s else None,
+        f"{name}_step_s": timed[best] if best else None,
+        f"{name}_best": best,
+        name: variants,
+    }
+
+
 def peer(result: Result) -> dict[str, Any]:
-    """TRL's figures: null seconds where no iteration came after the warm-up."""
+    """A peer's figures: null seconds where no iteration came after the warm-up."""
     measured: Sequence[Mapping[str, float]] = result["iterations"][1:]
     return {
         "step_s": statistics.median(one["seconds"] for one in measured) if measured else None,
-        "stages": {name: statistics.median(one[name] for one in measured) for name in _TRL_STAGES if measured},
+        "stages": {name: statistics.median(one[name] for one in measured) for name in _PEER_STAGES if measured},
         "step_seconds": [one["seconds"] for one in result["iterations"]],
         "prompt_tokens": [one["prompt_tokens"] for one in result["iterations"]],
         "completion_tokens": [one["completion_tokens"] for one in result["iterations"]],

@@ -177,11 +177,14 @@ def test_the_ratio_is_trls_fastest_variant_over_our_step() -> None:
         "trl recompute": trl_result(90.0, 41.0, 43.0, 42.0),  # median after the warm-up: 42
         "trl liger": trl_result(70.0, 36.0, 34.0),  # 35
         "trl micro=64": trl_result(1.0),  # ran out of time after its warm-up
+        "openrlhf sleep": trl_result(99.0, 50.0),
     }
     outcomes = {"trl micro=64": {"status": "timed out", "seconds": 300.0}}
     summary = summarize("a", results, outcomes)
     assert (summary["ratio_to_trl"], summary["step_s"], summary["trl_step_s"]) == (3.5, 10.0, 35.0)
     assert summary["trl_best"] == "liger"
+    assert (summary["ratio_to_openrlhf"], summary["openrlhf_best"]) == (5.0, "sleep")
+    assert list(summary["openrlhf"]) == ["sleep"]
     assert {name: variant["step_s"] for name, variant in summary["trl"].items()} == {
         "recompute": 42.0,
         "liger": 35.0,
