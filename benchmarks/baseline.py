@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 
@@ -24,8 +24,9 @@ from drgrpo.comparison.hardware import hardware
 from drgrpo.comparison.outcome import arm_result
 from drgrpo.comparison.plan import ArmRun
 from drgrpo.comparison.results import write_result
-from drgrpo.config import TrainConfig
 from drgrpo.config.overrides import apply_overrides, config_digest
+from drgrpo.config.paths import FIELDS
+from drgrpo.description import read_description
 from drgrpo.device_lock import visible_devices
 from drgrpo.settings import load_settings
 
@@ -70,7 +71,10 @@ def warm_start_result(work: Path) -> dict[str, Any]:
     """The warm start's result in the form of an arm's; its minutes are those of the process that ended it."""
     settings, note = load_settings(), json.loads((work / _WARM_START).read_text())
     directory = work / ".drgrpo" / "runs" / note["run_id"]
-    config = TrainConfig.model_validate(json.loads((directory / "run.json").read_text())["config"])
+    description = read_description(directory)
+    if description is None:
+        raise FileNotFoundError(f"{directory}: the warm start that {work / _WARM_START} names is not there")
+    config = description.config
     device = "" if settings.device == "cpu" else ",".join(visible_devices()[: config.trainer.num_ranks])
     seconds = note["seconds"] / (settings.runs_per_gpu if device else 1)
     run = ArmRun("warm-start", config.seed, {}, config, note["run_id"])
@@ -103,8 +107,9 @@ def published(result: Mapping[str, Any]) -> dict[str, Any]:
     if (model := Path(found["model.path"])).is_absolute():
         names["model.path"] = model.name if result["arm"] == "warm-start" else "warm-start"
     config = {**found, **names}
-    lists = {path: json.loads(text) for path, text in config.items() if isinstance(text, str) and text.startswith("[")}
-    digest = config_digest(apply_overrides(TrainConfig(), {**config, **lists}))
+    lists = {path: json.loads(config[path]) for path, info in FIELDS.items() if get_origin(info.annotation) is list}
+    nothing = {"reward": {"functions": {}}}  # else the default reward would be added to those that are shown
+    digest = config_digest(apply_overrides(nothing, {**config, **lists}))
     return {**result, "config": config, "config_digest": digest}
 
 
@@ -116,7 +121,6 @@ def keep(work: Path, out: Path) -> None:
             shutil.copy(path, out / path.name)
         for path in report.parent.glob("results/*.json"):
             write_result(out / path.name, published(json.loads(path.read_text())))
-        write_result(out / "warm-start" / _WARM_START, published(warm_start_result(work)))
 
 
 def main() -> None:
@@ -136,6 +140,7 @@ def main() -> None:
     data = {"data.train": str(options.data.resolve()), "data.eval": str(options.data.resolve())}
     with local_services(work):
         policy = warm_start(work, {**data, "model.path": options.model, **assigned(options.set_warm_start)})
+        write_result(options.out / "warm-start" / _WARM_START, published(warm_start_result(work)))
         try:
             run_arms(work, policy, options, {**data, **assigned(options.set)})
         finally:

@@ -3,17 +3,16 @@
 python -m benchmarks.host --workload a --model DIRECTORY --data DIRECTORY --out FILE
 """
 
-import argparse
 import json
 import pickle
 import random
 import statistics
 import tempfile
 from array import array
-from pathlib import Path
 
 from benchmarks.clock import now
 from benchmarks.machine import hardware, versions
+from benchmarks.options import workload_parser
 from benchmarks.workloads import WORKLOADS
 from drgrpo.config import TrainConfig
 from drgrpo.host import Host
@@ -52,11 +51,7 @@ def measure(host: Host, *, repeats: int) -> dict[str, list[float]]:
 
 def main() -> None:
     """Measure, print the medians, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=sorted(WORKLOADS), required=True)
-    parser.add_argument("--model", type=Path, required=True, help="whose tokenizer is used")
-    parser.add_argument("--data", type=Path, required=True, help="holds train.jsonl and test.jsonl")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = workload_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=10)
     options = parser.parse_args()
     workload = WORKLOADS[options.workload]

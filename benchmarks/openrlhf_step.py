@@ -13,7 +13,6 @@ asks for other versions of Ray, DeepSpeed, transformers and vLLM. A result count
 all completion tokens and its `optimizer_steps` those of the workload.
 """
 
-import argparse
 import json
 import os
 import runpy
@@ -30,7 +29,7 @@ import ray
 from benchmarks.hash_reward import fraction
 from benchmarks.machine import hardware, uses_gpu, versions
 from benchmarks.openrlhf_patches import patched_strategy, stand_in, with_arguments
-from benchmarks.options import Options, parse_options
+from benchmarks.options import Options, parse_options, workload_parser
 from benchmarks.step import overridden
 from benchmarks.workloads import WORKLOADS
 from drgrpo.config import TrainConfig
@@ -174,11 +173,7 @@ def measure(settings: dict[str, Any], engine: dict[str, Any], out: Path, result:
 
 def main() -> None:
     """Train a few steps and write their times with OpenRLHF's options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=sorted(WORKLOADS), required=True)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="holds train.jsonl and test.jsonl")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = workload_parser(__doc__)
     parser.add_argument("--variant", default="")
     parser.add_argument("--steps", type=int, default=3, help="rollouts; the first one warms up")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=JSON", help="values of the workload")

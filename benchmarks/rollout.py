@@ -8,7 +8,6 @@ can sleep, `vllm_scheduler` leaves every step to vLLM's own scheduler. What it d
 that differ in `sampler_logprobs` and `vllm_scheduler` alone share an engine. A CPU cannot sleep: the seconds are null.
 """
 
-import argparse
 import gc
 import itertools
 import json
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.machine import enter_engine, hardware, versions
-from benchmarks.options import Options, parse_options
+from benchmarks.options import Options, parse_options, workload_parser
 from benchmarks.profile import profile
 from benchmarks.workloads import WORKLOADS
 from drgrpo.config import TrainConfig
@@ -127,11 +126,7 @@ def measure_engine(
 
 def main() -> None:
     """Measure every setting and write the JSON after each engine, so that a later failure loses nothing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=sorted(WORKLOADS), required=True)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="holds train.jsonl and test.jsonl")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = workload_parser(__doc__)
     parser.add_argument("--setting", action="append", default=[])
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--profile", action="store_true", help="profile the last setting of the last engine")

@@ -3,7 +3,6 @@
 python -m benchmarks.step --workload a --model DIRECTORY --data DIRECTORY --steps 3 --out FILE
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import hardware, num_parameters, versions
+from benchmarks.options import workload_parser
 from benchmarks.services import local_services
 from benchmarks.timeline import measure_flow
 from benchmarks.workloads import WORKLOADS
@@ -37,12 +37,8 @@ def overridden(config: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
 
 def main() -> None:
     """Run one workload and write its JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workload", choices=sorted(WORKLOADS), required=True)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="holds train.jsonl and test.jsonl")
+    parser = workload_parser(__doc__)
     parser.add_argument("--steps", type=int, default=3, help="measured; a first and a last one come on top")
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="PATH=JSON")
     options = parser.parse_args()
 

@@ -8,7 +8,6 @@ makes text that TRL throws away, as it does by default), `sleep` (vLLM sleeps du
 a micro-batch), `memory` (vLLM's share of the device).
 """
 
-import argparse
 import json
 import os
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import hardware, uses_gpu, versions
-from benchmarks.options import Options, parse_options
+from benchmarks.options import Options, parse_options, workload_parser
 from benchmarks.services import free_port
 from benchmarks.workloads import WORKLOADS
 from drgrpo.config import TrainConfig
@@ -92,11 +91,7 @@ def measure(config: TrainConfig, settings: dict[str, Any], save: Callable[[list[
 
 def main() -> None:
     """Train a few steps and write their times with TRL's configuration."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=sorted(WORKLOADS), required=True)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="holds train.jsonl and test.jsonl")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = workload_parser(__doc__)
     parser.add_argument("--variant", default="")
     parser.add_argument("--steps", type=int, default=3, help="rollouts; the first one warms up")
     options = parser.parse_args()

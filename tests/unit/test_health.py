@@ -349,11 +349,12 @@ def calls_to_judge(num_steps: int) -> int:
         nonlocal calls
         calls += 1
 
+    before = sys.getprofile()
     sys.setprofile(count)
     try:
         found = findings(HealthConfig().rules(), history, [], step=num_steps - 1)
     finally:
-        sys.setprofile(None)
+        sys.setprofile(before)
     assert found == []
     return calls
 
