@@ -31,8 +31,10 @@ PACKAGES = (
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores and GPUs of this machine."""
+    """Processor, cores, and the GPUs of this machine that this process may use."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    if visible := os.getenv("CUDA_VISIBLE_DEVICES"):
+        query.append(f"--id={visible}")
     try:
         gpu = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().splitlines()
     except (OSError, subprocess.CalledProcessError):

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from vllm.v1.request import Request
 
+_SOME_TOKENS = 64
+
 
 class Cohort:
     """Running requests whose next step decodes one token each.
@@ -25,7 +27,6 @@ class Cohort:
         requests: Sequence[Request],
         held: dict[str, list[int]],
         *,
-        block_size: int,
         max_model_len: int,
         is_async: bool,
     ) -> None:
@@ -39,8 +40,8 @@ class Cohort:
         self._limit = self._num_prompt_tokens + self._each("max_tokens")
         self._end = np.minimum(self._limit, max_model_len)
         self._stops = np.array(sorted(set().union(*(_stop_ids(request) for request in requests))), dtype=np.int64)
-        # Since the request caught up, which it does whenever a block is full; a step or two may be on their way.
-        self._tokens = np.empty((len(self.requests), block_size + 4), dtype=np.int64)
+        # Since the request caught up; a step or two may be on their way.
+        self._tokens = np.empty((len(self.requests), _SOME_TOKENS), dtype=np.int32)
         self._scheduled, self._received = np.zeros_like(self.computed), np.zeros_like(self.computed)
 
     def _each(self, name: str) -> np.ndarray:
@@ -67,6 +68,8 @@ class Cohort:
         """A step's token of each; returns the rows that have to be looked at, because they may have ended."""
         living = self.alive[rows]  # an ended one may have had a step on its way
         rows, token_ids = rows[living], token_ids[living]
+        if self._received[rows].max(initial=0) == self._tokens.shape[1]:
+            self._tokens = np.pad(self._tokens, ((0, 0), (0, self._tokens.shape[1])))
         self._tokens[rows, self._received[rows]] = token_ids
         self._received[rows] += 1
         self._length[rows] += 1
@@ -76,12 +79,17 @@ class Cohort:
         return rows[looked_at]
 
     def catch_up(self, row: int, eligible_step: int) -> Request:
-        """The request, with all that has happened; `eligible_step` is the first that may schedule it next."""
+        """The request, with all that has happened; `eligible_step` is the first that may schedule it next.
+
+        Its new blocks have no hashes yet (`Request.update_block_hashes`): one that has ended needs none.
+        """
         request = self.requests[row]
         scheduled, received = int(self._scheduled[row]), int(self._received[row])
         if received:
             token_ids = self._tokens[row, :received].tolist()
+            hasher, request._block_hasher = request._block_hasher, None
             request.append_output_token_ids(token_ids)
+            request._block_hasher = hasher
             self.held.setdefault(self.names[row], []).extend(token_ids)
         request.num_computed_tokens += scheduled
         request.num_in_flight_tokens += scheduled - received

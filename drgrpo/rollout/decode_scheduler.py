@@ -47,7 +47,7 @@ class DecodeScheduler(Scheduler):
         self._is_plain = (
             len(groups) == 1
             and type(groups[0].kv_cache_spec) is FullAttentionSpec
-            and groups[0].kv_cache_spec.block_size == self.block_size
+            and groups[0].kv_cache_spec.block_size == self.block_size == self.hash_block_size
             and not any(getattr(self, extra, None) for extra in _EXTRAS)
             and self.dcp_world_size == self.pcp_world_size == 1
         )
@@ -81,17 +81,17 @@ class DecodeScheduler(Scheduler):
                 return None
             if request.is_prefill_chunk or request.use_structured_output or _has_stale_tokens(request):
                 return None
-        return Cohort(
-            self.running, self._held, block_size=self.block_size, max_model_len=self.max_model_len,
-            is_async=isinstance(self, AsyncScheduler),
-        )  # fmt: skip
+        is_async = isinstance(self, AsyncScheduler)
+        return Cohort(self.running, self._held, max_model_len=self.max_model_len, is_async=is_async)
 
     def _dissolve(self) -> None:
         """Tell the requests what has happened, before vLLM looks at them."""
         cohort, self._cohort = self._cohort, None
         if cohort is not None:
             for row in np.flatnonzero(cohort.alive):
-                cohort.catch_up(row, self.current_step + 1)
+                request = cohort.catch_up(row, self.current_step + 1)
+                request.update_block_hashes()
+                self.kv_cache_manager.cache_blocks(request, min(request.num_computed_tokens, request.num_tokens))
 
     def _decode_step(self, cohort: Cohort) -> DecodeStep | None:
         """What vLLM's scheduler returns when all of them decode one token; None where blocks or places are short."""
@@ -119,11 +119,14 @@ class DecodeScheduler(Scheduler):
 
     def _cached_data(self, cohort: Cohort, rows: np.ndarray, full: np.ndarray) -> CachedRequestData:
         """What the model's runner is told of the requests; those at `full` of the rows get another block."""
-        names, blocks = cohort.chosen_names(rows), [None] * len(rows)
-        for place in full:
-            new = self.kv_cache_manager.allocate_slots(cohort.catch_up(rows[place], self.current_step), 1)
-            assert new is not None, "counted before"
-            blocks[place] = new.get_block_ids(allow_none=True)
+        names = cohort.chosen_names(rows)
+        blocks: list[tuple[list[int]] | None] = [None] * len(rows)
+        # `allocate_slots` would give a block too, but 512 requests that fill one at the same time keep the device
+        # waiting for 12 ms then.
+        owned = self.kv_cache_manager.coordinator.single_type_managers[0].req_to_blocks
+        for place, block in zip(full, self.kv_cache_manager.block_pool.get_new_blocks(len(full)), strict=True):
+            owned[names[place]].append(block)
+            blocks[place] = ([block.block_id],)
         unknown: dict[str, list[int]] = {}
         if not self.use_v2_model_runner:
             for name in {*names} - self.prev_step_scheduled_req_ids:
@@ -172,8 +175,10 @@ class DecodeScheduler(Scheduler):
             if check_stop(request, self.max_model_len):
                 cohort.alive[row] = False
                 ended.add(request)
-            elif not cohort.watched[row]:
-                continue
+            else:
+                request.update_block_hashes()
+                if not cohort.watched[row]:
+                    continue
             yield self._output(request, self._held.pop(request.request_id))
         if ended:
             self.running: list[Request] = [request for request in self.running if request not in ended]

@@ -36,7 +36,7 @@ class RolloutEngine:
             "scheduler_cls": f"{_SCHEDULERS}.DecodeScheduler",
         }
         if on_gpu:  # where Triton is
-            importlib.import_module("drgrpo.rollout.gumbel_kernel").install()
+            importlib.import_module("drgrpo.rollout.draw_kernel").install()
         self.llm = LLM(
             model=str(model_path),
             dtype=config.model.dtype,

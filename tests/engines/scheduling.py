@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
-from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.kv_cache_utils import get_block_hash, get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
@@ -93,6 +93,7 @@ class _Driver:
             step = self.scheduler.schedule()
             if step.total_num_scheduled_tokens or step.finished_req_ids:
                 on_their_way.append((step, self._computed(step)))
+                self._check_cached_blocks()
             if on_their_way and (len(on_their_way) >= self.depth or not step.total_num_scheduled_tokens):
                 self._update(*on_their_way.popleft())
             self.num_steps += 1
@@ -104,6 +105,15 @@ class _Driver:
             "decode_steps": self.num_decode_steps,
             "num_preemptions": self.num_preemptions,
         }
+
+    def _check_cached_blocks(self) -> None:
+        """A block that others may share holds what its hash says, and no place that is not computed."""
+        (manager,) = self.scheduler.kv_cache_manager.coordinator.single_type_managers
+        for request in self.scheduler.running:
+            hashes = [block.block_hash for block in manager.req_to_blocks[request.request_id]]
+            cached = [get_block_hash(found) for found in hashes if found is not None]
+            assert cached == list(request.block_hashes[: len(cached)])
+            assert BLOCK * len(cached) <= self.place[request.request_id]
 
     def _num_blocks(self) -> int:
         return int(self.scheduler.kv_cache_manager.block_pool.num_gpu_blocks)

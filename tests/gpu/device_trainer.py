@@ -13,7 +13,9 @@ class DeviceTrainerWorker(TrainerWorker):
     """Runs many cases in one process on `device`, each on a trainer of its own."""
 
     def __init__(self, device: str, rank: int, world_size: int, port: int) -> None:
-        self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
+        self.rank, self.world_size = rank, world_size
+        # The only one that it sees, by its number: NCCL wants one.
+        self.device = torch.device(device, 0) if device == "cuda" else torch.device(device)
         zero.init_process_group(rank, world_size, "127.0.0.1", port, self.device)
         self._trainers: dict[str, RecordingTrainer] = {}
 

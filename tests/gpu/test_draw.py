@@ -17,7 +17,7 @@ def draw(device: torch.device) -> Draw:
     """The kernel; Triton runs on a GPU only."""
     if device.type != "cuda":
         pytest.skip("needs a CUDA device")
-    found: Draw = importlib.import_module("drgrpo.rollout.gumbel_kernel").draw
+    found: Draw = importlib.import_module("drgrpo.rollout.draw_kernel").draw
     return found
 
 
@@ -66,3 +66,13 @@ def test_at_temperature_zero_the_largest_logit_wins(draw: Draw, device: torch.de
     logits = torch.randn(64, 151_936, device=device)
     assert torch.equal(drawn(draw, logits, temperature=0.0), logits.argmax(-1))
     assert torch.equal(drawn(draw, logits.add(-1e4).scatter(1, logits.argmin(-1)[:, None], 0.0)), logits.argmin(-1))
+
+
+def test_what_is_masked_is_never_drawn(draw: Draw, device: torch.device) -> None:
+    logits = torch.full((4096, 20_001), float("-inf"), device=device)
+    kept = [4095, 4096, 20_000]  # the ends of a block, and a block of its own
+    logits[:, kept] = torch.tensor([0.0, 1.0, 2.0], device=device)
+    counts = torch.bincount(drawn(draw, logits), minlength=20_001)
+    assert int(counts.sum()) == int(counts[kept].sum())
+    wanted = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64).softmax(0) * 4096
+    assert float(((counts[kept].cpu() - wanted) ** 2 / wanted).sum()) < 20  # chi squared of two degrees: 1 in 20,000
