@@ -104,6 +104,19 @@ def test_trl_samples_and_trains_as_many_tokens_in_as_many_optimizer_steps(
     assert summary["ratio_to_trl"] == pytest.approx(variant["step_seconds"][1] / summary["step_s"])
 
 
+def test_both_schedulers_are_timed_over_the_same_steps(tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scheduler.json"
+    arguments = ["--model", str(tiny_model), "--out", str(out), "--requests", "16", "--tokens", "40"]
+    subprocess.run([sys.executable, "-m", "benchmarks.scheduler", *arguments], cwd=ROOT, check=True)
+    result = json.loads(out.read_text())
+    # One step reads the prompts and samples, 39 more sample; two find nothing to do, with the last tokens on their way.
+    assert result["ours"]["steps"] == result["vllm"]["steps"] == 42
+    for name in ("ours", "vllm"):
+        assert all(
+            result[name][part]["max_ms"] >= result[name][part]["median_ms"] > 0 for part in ("schedule", "update")
+        )
+
+
 def test_the_hosts_stages_are_timed_on_completions_of_the_workloads_lengths(tiny_model: Path, tmp_path: Path) -> None:
     data, out = write_problems(tmp_path / "data", num_words=12), tmp_path / "host.json"
     arguments = ["--workload=mini", f"--model={tiny_model}", f"--data={data}", f"--out={out}", "--repeats=2"]
