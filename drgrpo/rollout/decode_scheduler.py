@@ -90,15 +90,21 @@ class DecodeScheduler(Scheduler):
         if cohort is not None:
             for row in np.flatnonzero(cohort.alive):
                 request = cohort.catch_up(row, self.current_step + 1)
-                request.update_block_hashes()
-                self.kv_cache_manager.cache_blocks(request, min(request.num_computed_tokens, request.num_tokens))
+                if request.num_tokens // self.block_size > len(request.block_hashes):
+                    request.update_block_hashes()
+                    self.kv_cache_manager.cache_blocks(request, min(request.num_computed_tokens, request.num_tokens))
 
     def _decode_step(self, cohort: Cohort) -> DecodeStep | None:
-        """What vLLM's scheduler returns when all of them decode one token; None where blocks or places are short."""
+        """What vLLM's scheduler returns when all of them decode one token; None where blocks or places are short.
+
+        Nothing is due when all last tokens are on their way; the step is empty then, and the cohort waits for them.
+        """
         rows = cohort.due()
         computed = cohort.computed[rows]
         full = np.flatnonzero(computed % self.block_size == 0)
-        if not 0 < len(rows) <= self.max_num_scheduled_tokens or computed.max() + 1 >= self.max_model_len:
+        if len(rows) > self.max_num_scheduled_tokens or computed.max(initial=0) + 1 >= self.max_model_len:
+            return None
+        if not cohort.alive.any():
             return None
         if len(full) > self.kv_cache_manager.block_pool.get_num_free_blocks():
             return None

@@ -17,16 +17,21 @@ _BLOCK = 4096
 
 
 @triton.jit
-def _masses(  # type: ignore[no-untyped-def]  # Triton reads these as its own types
+def _weights(x, high):  # type: ignore[no-untyped-def]  # Triton reads these as its own types
+    """exp(x - high) where `high` is the largest of x: 1 there even if it is infinite, 0 where x is -inf or NaN."""
+    return tl.where(x > float("-inf"), tl.exp(tl.where(x == high, 0.0, x - high)), 0.0)
+
+
+@triton.jit
+def _masses(  # type: ignore[no-untyped-def]
     highest, masses, logits, stride, vocabulary, num_blocks, BLOCK: tl.constexpr
 ):
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     columns = block * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(logits + row * stride + columns, mask=columns < vocabulary, other=float("-inf")).to(tl.float32)
     high = tl.max(x, axis=0)
-    weights = tl.where(x > float("-inf"), tl.exp(x - high), 0.0)
     tl.store(highest + row * num_blocks + block, high)
-    tl.store(masses + row * num_blocks + block, tl.sum(weights, axis=0))
+    tl.store(masses + row * num_blocks + block, tl.sum(_weights(x, high), axis=0))
 
 
 @triton.jit
@@ -62,7 +67,7 @@ def _choose(  # type: ignore[no-untyped-def]
     high = tl.load(highest + row * num_blocks + blocks, mask=blocks < num_blocks, other=float("-inf"))
     mass = tl.load(masses + row * num_blocks + blocks, mask=blocks < num_blocks, other=0.0)
     top = tl.max(high, axis=0)
-    shares = tl.where(mass > 0.0, mass * tl.exp(high - top), 0.0)
+    shares = tl.where(mass > 0.0, mass * _weights(high, top), 0.0)
     drawn_block = _inverted(shares, blocks, tl.uint_to_uniform_float(a), BLOCKS)
     block = tl.where(is_drawn, drawn_block, _first(high == top, blocks, num_blocks - 1))
 
@@ -70,10 +75,10 @@ def _choose(  # type: ignore[no-untyped-def]
     columns = block * BLOCK + lanes
     x = tl.load(logits + row * stride + columns, mask=columns < vocabulary, other=float("-inf")).to(tl.float32)
     peak = tl.max(x, axis=0)
-    weights = tl.where(x > float("-inf"), tl.exp(x - peak), 0.0)
-    drawn_lane = _inverted(weights, lanes, tl.uint_to_uniform_float(b), BLOCK)
+    drawn_lane = _inverted(_weights(x, peak), lanes, tl.uint_to_uniform_float(b), BLOCK)
     lane = tl.where(is_drawn, drawn_lane, _first(x == peak, lanes, BLOCK - 1))
-    tl.store(tokens + row, (block * BLOCK + lane).to(tl.int64))
+    # A row of NaN has no largest logit: any token, but one of the vocabulary.
+    tl.store(tokens + row, tl.minimum(block * BLOCK + lane, vocabulary - 1).to(tl.int64))
 
 
 def draw(logits: Tensor, requests: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class Simulation:
 class _Driver:
     def __init__(self, scheduler: DecodeScheduler, rng: random.Random, depth: int) -> None:
         self.scheduler, self.depth = scheduler, depth
-        self.num_decode_steps = self.num_steps = self.num_preemptions = 0
+        self.num_decode_steps = self.num_steps = self.num_preemptions = self.num_cached_late = 0
         self.place: dict[str, int] = {}
         self.blocks: dict[str, int] = {}
         self.prompts: dict[str, int] = {}
@@ -104,6 +104,7 @@ class _Driver:
             "reasons": self.reasons,
             "decode_steps": self.num_decode_steps,
             "num_preemptions": self.num_preemptions,
+            "num_cached_late": self.num_cached_late,
         }
 
     def _check_cached_blocks(self) -> None:
@@ -114,6 +115,7 @@ class _Driver:
             cached = [get_block_hash(found) for found in hashes if found is not None]
             assert cached == list(request.block_hashes[: len(cached)])
             assert BLOCK * len(cached) <= self.place[request.request_id]
+            self.num_cached_late += BLOCK * len(cached) > self.prompts[request.request_id]
 
     def _num_blocks(self) -> int:
         return int(self.scheduler.kv_cache_manager.block_pool.num_gpu_blocks)

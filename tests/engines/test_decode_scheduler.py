@@ -118,6 +118,7 @@ def test_every_completion_is_that_of_vllms_scheduler_while_requests_come_and_go(
         assert len(theirs["reasons"]) == 72 and set(theirs["reasons"].values()) == {"stop", "length", "abort"}
         assert ours["decode_steps"] > 100 and theirs["decode_steps"] == 0
         assert (theirs["num_preemptions"] > 0) == (num_blocks == 60)
+        assert ours["num_cached_late"] > 0  # blocks of completions, whose hashes had waited, were checked too
         for name, reason in ours["reasons"].items():
             found, wanted = ours["outputs"].get(name, []), theirs["outputs"].get(name, [])
             # An aborted one is handed over as far as it was read.

@@ -232,7 +232,7 @@ def test_serve_brings_up_everything_and_ctrl_c_leaves_nothing(tmp_path):
         command = [sys.executable, "-m", "deployments.serve"]
         serve = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=output, stderr=output)
     try:
-        wait_until(lambda: "Ctrl-C stops everything." in log.read_text() or serve.poll() is not None, 240)
+        wait_until(lambda: "Ctrl-C stops everything." in log.read_text() or serve.poll() is not None, 540)
         assert serve.poll() is None, log.read_text()
         url = f"http://127.0.0.1:{variables['PREFECT_SERVER_API_PORT']}/api"
         assert answers(url.removesuffix("api") + "dashboard")

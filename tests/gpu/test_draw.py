@@ -76,3 +76,16 @@ def test_what_is_masked_is_never_drawn(draw: Draw, device: torch.device) -> None
     assert int(counts.sum()) == int(counts[kept].sum())
     wanted = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64).softmax(0) * 4096
     assert float(((counts[kept].cpu() - wanted) ** 2 / wanted).sum()) < 20  # chi squared of two degrees: 1 in 20,000
+
+
+def test_infinities_and_nan_give_a_token_of_the_vocabulary(draw: Draw, device: torch.device) -> None:
+    logits = torch.randn(64, 20_001, device=device)
+    largest = logits.clone()
+    largest[:, 15_000] = float("inf")
+    assert (drawn(draw, largest) == 15_000).all()
+    hole = logits.clone()
+    hole[:, 77] = float("nan")
+    assert (drawn(draw, hole) != 77).all()
+    for temperature in (0.0, 1.0):  # 20,001 is no multiple of a block
+        tokens = drawn(draw, torch.full_like(logits, float("nan")), temperature=temperature)
+        assert ((tokens >= 0) & (tokens < 20_001)).all()
