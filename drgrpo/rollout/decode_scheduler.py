@@ -26,6 +26,7 @@ from drgrpo.rollout.cohort import Cohort
 _EXTRAS = (
     *("connector", "ec_connector", "aux_output_connector", "lora_config", "num_spec_tokens", "use_pp"),
     *("log_stats", "needs_kv_cache_zeroing", "enable_return_routed_experts", "defer_block_free"),
+    "enable_kv_cache_events",
 )
 _OTHER_QUEUES = ("kv_holding_waiting", "deferred_waiting", "skipped_waiting")
 
