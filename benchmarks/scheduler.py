@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from vllm import SamplingParams
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -27,23 +28,17 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from benchmarks.clock import now
 from benchmarks.machine import hardware, versions
-from drgrpo.rollout.decode_scheduler import AsyncDecodeScheduler
+from drgrpo.rollout.decode_scheduler import AsyncDecodeScheduler, DecodeScheduler
 
 BLOCK, PROMPT_TOKENS, DEPTH = 16, 108, 2
 
 
-def scheduler(model: Path, *, num_requests: int, num_tokens: int) -> AsyncDecodeScheduler:
-    """One with room for all requests at once."""
-    length = PROMPT_TOKENS + num_tokens
-    arguments = EngineArgs(
-        model=str(model), max_model_len=length + 1, max_num_seqs=num_requests, block_size=BLOCK,
-        max_num_batched_tokens=num_requests * PROMPT_TOKENS, skip_tokenizer_init=True,
-    )  # fmt: skip
-    config = arguments.create_engine_config()
+def scheduler(kind: type[DecodeScheduler], config: VllmConfig, *, num_blocks: int) -> DecodeScheduler:
+    """A scheduler of this kind over `num_blocks` blocks of keys and values, without a model."""
     config.cache_config.enable_prefix_caching = True
-    config.cache_config.num_gpu_blocks = num_blocks = num_requests * (length // BLOCK + 2)
+    config.cache_config.num_gpu_blocks = num_blocks
     spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=8, dtype=torch.float32)
-    return AsyncDecodeScheduler(
+    return kind(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(num_blocks, [], [KVCacheGroupSpec(["layer"], spec)]),
         structured_output_manager=StructuredOutputManager(config),
@@ -52,7 +47,18 @@ def scheduler(model: Path, *, num_requests: int, num_tokens: int) -> AsyncDecode
     )
 
 
-def add_requests(found: AsyncDecodeScheduler, *, num_requests: int, num_tokens: int) -> None:
+def with_room(model: Path, *, num_requests: int, num_tokens: int) -> DecodeScheduler:
+    """One with room for all requests at once."""
+    length = PROMPT_TOKENS + num_tokens
+    arguments = EngineArgs(
+        model=str(model), max_model_len=length + 1, max_num_seqs=num_requests, block_size=BLOCK,
+        max_num_batched_tokens=num_requests * PROMPT_TOKENS, skip_tokenizer_init=True,
+    )  # fmt: skip
+    num_blocks = num_requests * (length // BLOCK + 2)
+    return scheduler(AsyncDecodeScheduler, arguments.create_engine_config(), num_blocks=num_blocks)
+
+
+def add_requests(found: DecodeScheduler, *, num_requests: int, num_tokens: int) -> None:
     """Groups of eight share their prompt."""
     hasher = get_request_block_hasher(BLOCK, sha256)
     for number in range(num_requests):
@@ -67,7 +73,7 @@ def sampled(step: SchedulerOutput) -> ModelRunnerOutput:
     return ModelRunnerOutput(names, {name: i for i, name in enumerate(names)}, sampled_token_ids=[[7]] * len(names))
 
 
-def measure(found: AsyncDecodeScheduler) -> dict[str, Any]:
+def measure(found: DecodeScheduler) -> dict[str, Any]:
     """Milliseconds to schedule a step and to take its tokens, each step after those that read the prompts."""
     schedule, update = array("d"), array("d")
     on_their_way: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
@@ -101,7 +107,7 @@ def main() -> None:
     init_none_hash(sha256)
     result: dict[str, Any] = {"hardware": hardware(), "versions": versions(), **size}
     for name in ("ours", "vllm"):
-        found = scheduler(options.model.resolve(), **size)
+        found = with_room(options.model.resolve(), **size)
         found.as_vllm = name == "vllm"
         add_requests(found, **size)
         result[name] = measure(found)

@@ -9,20 +9,18 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-import torch
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.core.kv_cache_utils import get_block_hash, get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
-from vllm.v1.structured_output import StructuredOutputManager
 
+from benchmarks.scheduler import BLOCK, scheduler
 from drgrpo.rollout import decode_scheduler
 from drgrpo.rollout.decode_scheduler import DecodeScheduler, DecodeStep
 
-BLOCK, EOS, CONTEXT, AT_ONCE = 16, 1, 256, 24
+EOS, CONTEXT, AT_ONCE = 1, 256, 24
 
 
 def sha(value: object) -> bytes:
@@ -38,26 +36,16 @@ class Simulation:
             model=str(model), max_model_len=CONTEXT, max_num_seqs=AT_ONCE, max_num_batched_tokens=512, block_size=BLOCK
         )
         self.vllm_config = arguments.create_engine_config()
-        self.vllm_config.cache_config.enable_prefix_caching = True
         init_none_hash(sha)
 
-    def run(self, scheduler: str, *, seed: int, num_blocks: int, depth: int, as_vllm: bool) -> dict[str, Any]:
+    def run(self, kind: str, *, seed: int, num_blocks: int, depth: int, as_vllm: bool) -> dict[str, Any]:
         """What each request's completion was and why it ended, and how many steps were all decoding."""
-        driver = _Driver(self._scheduler(scheduler, num_blocks), random.Random(seed), depth)
+        driver = _Driver(self._scheduler(kind, num_blocks), random.Random(seed), depth)
         driver.scheduler.as_vllm = as_vllm
         return driver.run()
 
     def _scheduler(self, name: str, num_blocks: int) -> DecodeScheduler:
-        spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=8, dtype=torch.float32)
-        self.vllm_config.cache_config.num_gpu_blocks = num_blocks
-        found: DecodeScheduler = getattr(decode_scheduler, name)(
-            vllm_config=self.vllm_config,
-            kv_cache_config=KVCacheConfig(num_blocks, [], [KVCacheGroupSpec(["layer"], spec)]),
-            structured_output_manager=StructuredOutputManager(self.vllm_config),
-            block_size=BLOCK,
-            hash_block_size=BLOCK,
-        )
-        return found
+        return scheduler(getattr(decode_scheduler, name), self.vllm_config, num_blocks=num_blocks)
 
 
 class _Driver:

@@ -16,7 +16,7 @@ import pytest
 from benchmarks.baseline import ABLATIONS, deployed
 from benchmarks.given_lengths import with_limits
 from benchmarks.host import completions
-from benchmarks.machine import hardware_name
+from benchmarks.machine import hardware, hardware_name
 from benchmarks.options import parse_options
 from benchmarks.part import SHORTEST_S, Part
 from benchmarks.stage_plot import plot_stages
@@ -304,6 +304,17 @@ def test_words_of_the_command_line_become_settings() -> None:
 )
 def test_a_result_is_named_after_its_hardware(gpu: str | None, name: str) -> None:
     assert hardware_name({"gpus": [gpu] if gpu else []}) == name
+
+
+def test_a_result_names_the_gpus_that_its_process_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\necho "$@"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert hardware()["gpus"][0].split()[-1] == "--id=1"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert "--id" not in hardware()["gpus"][0]
 
 
 def test_a_part_that_hangs_ends_with_its_limit_and_leaves_nothing(tmp_path: Path) -> None:
