@@ -30,9 +30,10 @@ def completions(host: Host, step: int) -> list[Completion]:
 def measure(host: Host, *, repeats: int) -> dict[str, list[float]]:
     """Seconds of each stage, a step for each repeat after one that warms up.
 
-    `transport` is pickling and unpickling what the sampler returns, the others are the stages of the sample table.
+    `transport` is pickling and unpickling what the sampler returns, `rollout` and `reward` are tables, `samples` what
+    the trainer waits for, and `advantage` the table that is written while it begins.
     """
-    times: dict[str, list[float]] = {"transport": [], "rollout": [], "reward": [], "advantage": []}
+    times: dict[str, list[float]] = {"transport": [], "rollout": [], "reward": [], "samples": [], "advantage": []}
     for step in range(repeats + 1):
         sampled = completions(host, step)
         marks = [now()]
@@ -42,7 +43,9 @@ def measure(host: Host, *, repeats: int) -> dict[str, list[float]]:
         marks.append(now())
         table = host.score(table, step)
         marks.append(now())
-        host.advantages(table, step)
+        samples = host.samples(table)
+        marks.append(now())
+        host.advantages(table, samples, step)
         marks.append(now())
         for stage, begin, end in zip(times, marks, marks[1:], strict=False):
             times[stage].append(end - begin)

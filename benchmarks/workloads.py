@@ -14,7 +14,7 @@ _COMMON: dict[str, dict[str, Any]] = {
     "data": {"prompt_style": "plain", "max_prompt_tokens": 160},
     "reward": {"functions": {"benchmarks.hash_reward.reward": 1.0}, "truncated_reward": "keep"},
     "rollout": {"group_size": 8, "ignore_eos": True, "gpu_memory_utilization": 0.25},
-    "trainer": {"tokens_per_microbatch": 21100, "gradient_checkpointing": 0.0, "logprob_chunk_tokens": 4096},
+    "trainer": {"tokens_per_microbatch": 21100, "gradient_checkpointing": 0.0, "logprob_chunk_tokens": 21100},
     "evaluation": {
         "every_steps": 0,
         "num_problems": 4,

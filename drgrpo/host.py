@@ -29,6 +29,7 @@ from drgrpo.rollout.rows import Row, answered, sample_columns
 from drgrpo.rollout.sampling import Completion, SampleRequest, Sampling
 from drgrpo.scoring import reward_columns
 from drgrpo.tables import TableRef, as_table, list_values, read_table, save_table, with_columns, write_table
+from drgrpo.trainer.samples import select_samples
 
 Metrics = dict[str, float]
 Mode = Literal["greedy", "sampled"]
@@ -108,8 +109,8 @@ class Host:
         graded = with_columns(whole, self._reward_columns(rows), path=table.path)
         return self._save(self._path(step, "reward"), graded, source=table, durable=False)
 
-    def advantages(self, table: TableRef, step: int) -> tuple[TableRef, Metrics]:
-        """Add the advantage column; returns the finished table and the step's sample metrics."""
+    def samples(self, table: TableRef) -> pa.Table:
+        """What the trainer reads of a graded table, advantages computed: it need not wait for their table."""
         whole = self._read(table)
         columns = whole.select(["reward", "group_id"]).to_pydict()
         norm = self.config.adv_norm
@@ -121,7 +122,11 @@ class Host:
             leave_one_out=norm.leave_one_out,
             normalize_by=norm.normalize_by,
         )
-        finished = with_columns(whole, {"advantage": advantages.tolist()}, path=table.path)
+        return select_samples(with_columns(whole, {"advantage": advantages.tolist()}, path=table.path))
+
+    def advantages(self, table: TableRef, samples: pa.Table, step: int) -> tuple[TableRef, Metrics]:
+        """Add the advantages of its `samples` to a graded table; returns the finished one and the step's metrics."""
+        finished = with_columns(self._read(table), {"advantage": samples["advantage"].to_pylist()}, path=table.path)
         return self._save(self._path(step, "advantage"), finished, source=table), self.metrics(finished)
 
     def demonstrations(self, step: int) -> tuple[TableRef, Metrics]:

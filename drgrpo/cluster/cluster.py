@@ -70,17 +70,19 @@ class Cluster:
         seconds = [engine.start("generation_seconds") for engine in samplers]
         table = host.start("write_rollout", step, policy_version, *parts)
         scored = host.start("score", table, step)
-        advantages = host.start_pair("advantages", scored, step)
-        self._ahead.begin(step, policy_version, rollout=[table, *seconds], reward=scored, advantage=advantages)
+        samples = host.start("samples", scored)
+        advantages = host.start_pair("advantages", scored, samples, step)
+        stages = {"rollout": [table, *seconds], "reward": scored, "samples": samples, "advantage": advantages}
+        self._ahead.begin(step, policy_version, **stages)
 
     def begin_update(self, step: int) -> None:
         """Have the trainer go on with the step as soon as its advantages are there, push what comes of it and compare.
 
-        `update` and `push` wait for what is asked for here. Only where `has_begun("advantage", step)`, and not where
-        samplers sleep meanwhile.
+        It does not wait for their table, which is written meanwhile. `update` and `push` wait for what is asked for
+        here. Only where `has_begun("advantage", step)`, and not where samplers sleep meanwhile.
         """
-        table, _ = self._ahead.see("advantage", step)
-        updates = [rank.start("update", table, step) for rank in self.engines.ranks]
+        samples = self._ahead.see("samples", step)
+        updates = [rank.start("update", samples, step) for rank in self.engines.ranks]
         self._ahead.add(step, update=updates)  # at once: it must not be asked for again whatever happens
         pushes = [
             rank.start("push", step + 1, update) for rank, update in zip(self.engines.ranks, updates, strict=True)
@@ -113,8 +115,11 @@ class Cluster:
 
     def advantages(self, table: TableRef, step: int) -> tuple[TableRef, Metrics]:
         """Rewards to advantages, and the step's sample metrics."""
-        begun = self._ahead.take("advantage", step) or self.engines.host.start_pair("advantages", table, step)
-        finished, metrics = self._results(begun)
+        host, begun = self.engines.host, self._ahead.take("advantage", step)
+        if not begun:
+            begun = host.start_pair("advantages", table, host.start("samples", table), step)
+        # Not `_results`: where the table alone could not be written, an update that has begun goes on and counts.
+        finished, metrics = results(begun)
         return finished, metrics
 
     def demonstrations(self, step: int) -> tuple[TableRef, Metrics]:

@@ -122,7 +122,8 @@ def trainer_bytes(config: TrainConfig, shape: ModelShape) -> int:
     Divided among the ranks: weights in the compute type, 16 a parameter for float32 weights, moments and gradient
     unless offloaded, a reference model. On each: DeepSpeed's bucket, if gradients are exchanged or offloaded, and of
     each token of a micro-batch every layer's activations, or only its input where they are recomputed; then a layer at
-    work, or the head: a chunk of logits, which its gradient replaces, and the head's own gradient in float32.
+    work, or the head: a chunk of logits, kept or computed again, which its gradient replaces, and the head's own
+    gradient in float32.
     """
     compute, trainer = compute_bytes(config), config.trainer
     states = (compute + (0 if trainer.offload_optimizer else 16)) * shape.num_parameters

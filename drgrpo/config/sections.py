@@ -193,7 +193,9 @@ class TrainerConfig(Section):
     tokens_per_microbatch: int = Field(
         16384, ge=16, description="Token budget of one packed micro-batch; a longer sequence gets one of its own"
     )
-    logprob_chunk_tokens: int = Field(2048, ge=1, description="Rows of logits that exist at once")
+    logprob_chunk_tokens: int = Field(
+        2048, ge=1, description="Rows of logits that exist at once; a micro-batch computes all but its last ones twice"
+    )
     share_prompts: bool = Field(True, description="Compute the prompt of a group once per micro-batch")
     gradient_checkpointing: float = Field(
         0.0, ge=0, le=1, description="Share of the decoder's layers that recompute activations in the backward pass"

@@ -1,7 +1,8 @@
 """Logprob and entropy of given tokens straight from hidden states, never holding more than a chunk of logits.
 
-The backward pass recomputes each chunk's logits, so memory is [chunk, vocabulary] however long the batch is. On a GPU
-kernels of our own read the 16-bit logits once in each direction.
+The backward pass begins with the last chunk, whose logits were kept, and recomputes those of the others: memory is
+[chunk, vocabulary] however long the batch is, and a batch of one chunk recomputes nothing. On a GPU kernels of our own
+read the 16-bit logits once in each direction.
 """
 
 import importlib
@@ -66,14 +67,14 @@ class _ChunkedLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logprobs = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         entropy, normalizer = torch.empty_like(logprobs), torch.empty_like(logprobs)
-        statistics = _functions(hidden.device).token_statistics
+        statistics, logits = _functions(hidden.device).token_statistics, None
         for start in range(0, hidden.shape[0], chunk):
             span = slice(start, start + chunk)
+            logits = None  # before the next chunk is made
             logits = hidden[span] @ weight.t()
             logprobs[span], entropy[span], normalizer[span] = statistics(logits, targets[span], temperature)
-            del logits  # before the next chunk is made
         ctx.save_for_backward(hidden, weight, targets, normalizer, entropy)
-        ctx.temperature, ctx.chunk, ctx.with_entropy = temperature, chunk, with_entropy
+        ctx.temperature, ctx.chunk, ctx.with_entropy, ctx.kept = temperature, chunk, with_entropy, logits
         if not with_entropy:
             ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
@@ -85,10 +86,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         gradient = _functions(hidden.device).logits_gradient
-        for start in range(0, hidden.shape[0], ctx.chunk):
+        kept, ctx.kept = ctx.kept, None  # the gradient overwrites them, so they are used once
+        for start in reversed(range(0, hidden.shape[0], ctx.chunk)):
             span = slice(start, start + ctx.chunk)
             trained = (entropy[span], grad_entropy[span]) if ctx.with_entropy else None
-            logits = hidden[span] @ weight.t()
+            logits, kept = hidden[span] @ weight.t() if kept is None else kept, None
             grad = gradient(logits, targets[span], normalizer[span], grad_logprobs[span], ctx.temperature, trained)
             grad_hidden[span] = grad @ weight
             _add_outer_product(grad_weight, grad, hidden[span])

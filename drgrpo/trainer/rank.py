@@ -7,24 +7,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 import torch
 from safetensors.torch import save_file
 
 from drgrpo.checkpoints.model import copy_description
 from drgrpo.config import TrainConfig
-from drgrpo.tables import TableRef, list_values, read_table
+from drgrpo.tables import TableRef
 from drgrpo.trainer.batch import Sample
 from drgrpo.trainer.checkpoint import Checkpointer
 from drgrpo.trainer.flops import peak_flops, utilisation
+from drgrpo.trainer.samples import read_samples
 from drgrpo.trainer.trainer import Trainer
 from drgrpo.trainer.weights import buckets, gathered, named_weights, parameter_numel
 from drgrpo.trainer.zero import init_process_group
 from drgrpo.weight_sync.sender import Sampler, Sender
 
 _SHARD_NUMEL = 1 << 30
-_LISTS = ("prompt_ids", "completion_ids", "sampler_logprobs")
-_SAMPLE_COLUMNS = ("group_id", "advantage", *_LISTS)
 
 
 class TrainerRank:
@@ -63,8 +62,8 @@ class TrainerRank:
         self.sender.push(policy_version)
         return {"engine_seconds/push": time.perf_counter() - started}
 
-    def update(self, table: TableRef, step: int) -> dict[str, float]:
-        """One iteration's optimizer steps over a sample table with advantages; a collective."""
+    def update(self, table: TableRef | pa.Table, step: int) -> dict[str, float]:
+        """One iteration's optimizer steps over a sample table with advantages, or what is read of it; a collective."""
         started = time.perf_counter()
         samples = read_samples(table)
         metrics = self.trainer.update(samples, step=step)
@@ -139,21 +138,6 @@ class TrainerRank:
             weight_map |= dict.fromkeys(tensors, name)
             total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         return {"metadata": {"total_size": total}, "weight_map": weight_map}
-
-
-def read_samples(table: TableRef) -> list[Sample]:
-    """The samples of a table with advantages, in its order; their lists are arrays, which are packed without a loop."""
-    columns = read_table(table, _SAMPLE_COLUMNS)
-    lists = {name: list_values(columns[name]) for name in _LISTS if name in columns.column_names}
-    values = zip(
-        columns["group_id"].to_pylist(),
-        lists["prompt_ids"],
-        lists["completion_ids"],
-        columns["advantage"].to_pylist(),
-        lists.get("sampler_logprobs") or [np.empty(0)] * table.num_rows,
-        strict=True,
-    )
-    return [Sample(*sample) for sample in values]
 
 
 def _own_address() -> str:

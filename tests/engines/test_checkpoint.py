@@ -127,7 +127,7 @@ def _train(trainer: Any, root: Path, first: int, last: int) -> None:
 
 
 def _samples(root: Path, step: int) -> Any:
-    from drgrpo.trainer.rank import read_samples
+    from drgrpo.trainer.samples import read_samples
 
     return read_samples(TableRef(**json.loads((root / f"table-{step}.json").read_text())))
 

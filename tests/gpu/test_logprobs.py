@@ -12,8 +12,9 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("vocabulary", [100, 9001, 151936])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize("is_trained", [False, True])
+@pytest.mark.parametrize("chunk", [5, 13])  # of 13 tokens: the last three logits kept, or all
 def test_logprobs_entropies_and_gradients_are_those_of_softmax(
-    vocabulary: int, dtype: torch.dtype, tolerance: float, is_trained: bool, device: torch.device
+    vocabulary: int, dtype: torch.dtype, tolerance: float, is_trained: bool, chunk: int, device: torch.device
 ) -> None:
     torch.manual_seed(0)
     hidden = torch.randint(-4, 5, (13, 16)).double() / 4
@@ -23,7 +24,7 @@ def test_logprobs_entropies_and_gradients_are_those_of_softmax(
     logprobs, entropy = exact(inputs[0] @ inputs[1].t(), targets, 0.7)
     wanted = torch.autograd.grad((logprobs * a + entropy * b * is_trained).sum(), inputs)
 
-    head = LogprobHead(torch.nn.Parameter(weight.to(device, dtype)), chunk_tokens=5, entropy_gradient=is_trained)
+    head = LogprobHead(torch.nn.Parameter(weight.to(device, dtype)), chunk_tokens=chunk, entropy_gradient=is_trained)
     given = hidden.to(device, dtype).requires_grad_()
     found_logprobs, found_entropy = head(given, targets.to(device), 0.7)
     loss = (found_logprobs * a.to(device).float()).sum()

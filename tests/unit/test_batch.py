@@ -134,6 +134,30 @@ def test_chunked_logprobs_and_their_gradients_are_those_of_whole_logits(chunk: i
         assert relative_error(grad, exact_grad) < 1e-5
 
 
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += func is torch.ops.aten.mm.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("chunk", "recomputed"), [(13, 0), (100, 0), (12, 1), (4, 3)])
+def test_the_logits_of_the_last_chunk_are_not_computed_twice(chunk: int, recomputed: int) -> None:
+    hidden = torch.randn(13, 16).requires_grad_()
+    head = LogprobHead(torch.nn.Parameter(torch.randn(50, 16)), chunk_tokens=chunk, entropy_gradient=False)
+    with Products() as products:
+        logprobs, _ = head(hidden, torch.randint(50, (13,)), 1.0)
+        forward = products.number
+        logprobs.sum().backward(retain_graph=True)
+    first, head.weight.grad = head.weight.grad, None
+    assert products.number - forward == 2 * forward + recomputed  # those of hidden states and weight, each chunk
+    logprobs.sum().backward()  # by then they are gone
+    torch.testing.assert_close(head.weight.grad, first)
+
+
 class VocabularyTensors(TorchDispatchMode):
     """Keeps the rows and type of every new tensor [rows, vocabulary] that an operation makes."""
 

@@ -62,15 +62,17 @@ def test_what_has_begun_is_not_generated_again_and_used_once(cluster: Any) -> No
 def test_grading_and_advantages_follow_without_the_flow_and_once(cluster: Any) -> None:
     cluster.begin_rollout(3, 3)
     table = ("write_rollout", 3, 3, "requests 3 of 3")
-    scored, finished = ("score", table, 3), ("advantages", ("score", table, 3), 3)
-    assert cluster.engines.host.asked[2:] == [table, scored, finished]
+    scored = ("score", table, 3)
+    samples = ("samples", scored)
+    finished = ("advantages", scored, samples, 3)
+    assert cluster.engines.host.asked[2:] == [table, scored, samples, finished]
     assert [cluster.has_begun(stage, 3) for stage in ("rollout", "reward", "advantage")] == [True] * 3
     cluster.rollout(3, 3)
     assert cluster.score("a table", 3) == scored
     assert cluster.advantages("a table", 3) == (finished, "advantages' metrics")
     assert not any(cluster.has_begun(stage, 3) for stage in ("rollout", "reward", "advantage"))
     assert cluster.score("another", 3) == ("score", "another", 3)  # Prefect tries again
-    assert len(cluster.engines.host.asked) == 6
+    assert len(cluster.engines.host.asked) == 7
 
 
 def test_after_a_failure_what_followed_from_it_is_asked_for_anew(cluster: Any) -> None:
@@ -84,7 +86,26 @@ def test_after_a_failure_what_followed_from_it_is_asked_for_anew(cluster: Any) -
         cluster.score("a table", 3)
     cluster.results = list
     assert cluster.score("a table", 3) == ("score", "a table", 3)
-    assert cluster.advantages("scored", 3)[0] == ("advantages", "scored", 3)
+    assert cluster.advantages("scored", 3)[0] == ("advantages", "scored", ("samples", "scored"), 3)
+
+
+def test_where_the_table_of_advantages_cannot_be_written_it_is_asked_for_again_and_the_update_goes_on(
+    cluster: Any,
+) -> None:
+    def fail(_: Any) -> Any:
+        raise RuntimeError("no space left on device")
+
+    cluster._probes = []
+    cluster.begin_rollout(3, 3)
+    samples = cluster._ahead.see("samples", 3)
+    cluster.begin_update(3)
+    cluster.results = fail
+    with pytest.raises(RuntimeError, match="no space left"):
+        cluster.advantages("scored", 3)
+    cluster.results = list
+    assert cluster.advantages("scored", 3)[0] == ("advantages", "scored", ("samples", "scored"), 3)
+    assert cluster.update("a table", 3) == ("update", samples, 3)
+    assert [rank.asked[0] for rank in cluster.engines.ranks] == [("update", samples, 3)] * 2  # once
 
 
 def test_update_push_and_comparison_follow_the_advantages_without_the_flow_and_once(
@@ -94,9 +115,9 @@ def test_update_push_and_comparison_follow_the_advantages_without_the_flow_and_o
     monkeypatch.setattr(module, "logprob_differences", lambda *scores: compared.append(scores) or {})
     cluster._probes = ["probes"]
     cluster.begin_rollout(3, 3)
-    table, _ = cluster._ahead.see("advantage", 3)
+    samples = cluster._ahead.see("samples", 3)
     cluster.begin_update(3)
-    updated, pushed = ("update", table, 3), ("push", 4, ("update", table, 3))
+    updated, pushed = ("update", samples, 3), ("push", 4, ("update", samples, 3))
     scored = ("score", ["probes"], pushed)
     # Each rank pushes only when its own update has ended well, and it and its sampler score only after the push.
     assert [rank.asked for rank in cluster.engines.ranks] == [[updated, pushed, scored]] * 2
@@ -117,12 +138,12 @@ def test_the_next_rollout_begins_after_the_push_that_was_asked_for_and_this_step
     monkeypatch.setattr(module, "logprob_differences", lambda *_: {})
     cluster._probes = []
     cluster.begin_rollout(3, 3)
-    table, _ = cluster._ahead.see("advantage", 3)
+    samples = cluster._ahead.see("samples", 3)
     cluster.begin_update(3)
     cluster.begin_rollout(4, 4)
-    pushed = ("push", 4, ("update", table, 3))
+    pushed = ("push", 4, ("update", samples, 3))
     assert [entry for entry in cluster.after if entry[0] == "generate"] == [("generate", None), ("generate", pushed)]
-    assert cluster.update("a table", 3) == ("update", table, 3)
+    assert cluster.update("a table", 3) == ("update", samples, 3)
     assert cluster._ahead.take("push", 3) == [pushed] * 2
     assert cluster.rollout(4, 4)[0] == ("write_rollout", 4, 4, "requests 4 of 4")
     assert cluster.generations == [(3, 3), (4, 4)]

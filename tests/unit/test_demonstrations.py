@@ -17,7 +17,7 @@ from drgrpo.host import Host
 from drgrpo.preflight import checked_config
 from drgrpo.settings import Settings, resolved
 from drgrpo.tables import TableRef, find_table, read_table
-from drgrpo.trainer.rank import read_samples
+from drgrpo.trainer.samples import read_samples
 from tests.tiny_model import build_tiny_model
 
 ANSWERS = [f"{n}/2 = <<{n}/2={n // 2}>>{n // 2} left.\n#### {n // 2}" for n in (2, 4, 6)]

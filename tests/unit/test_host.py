@@ -1,10 +1,12 @@
 """The CPU side of a run on the tiny model and a small JSONL dataset: requests, tables, rewards, advantages."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,7 +16,8 @@ from drgrpo.data.problems import sample_seed
 from drgrpo.host import Host
 from drgrpo.rollout.sampling import Completion
 from drgrpo.tables import TableRef, find_table, read_table, write_table
-from drgrpo.trainer.rank import read_samples
+from drgrpo.trainer.batch import Sample
+from drgrpo.trainer.samples import read_samples
 from tests.tiny_model import build_tiny_model
 
 NUM_TRAIN, NUM_TEST = 6, 3
@@ -90,6 +93,24 @@ def scored(host: Host, step: int, right: list[bool], *, truncated: set[int] = fr
     return host.score(host.write_rollout(step, step, parts), step)
 
 
+def finish(host: Host, table: TableRef, step: int) -> tuple[TableRef, dict[str, float]]:
+    """The finished table and its metrics; the trainer reads the same of it as of what it is handed in memory."""
+    samples = host.samples(table)
+    finished, metrics = host.advantages(table, samples, step)
+    in_memory, from_disk = ([vars_of(sample) for sample in read_samples(t)] for t in (samples, finished))
+    assert in_memory == from_disk
+    return finished, metrics
+
+
+def vars_of(sample: Sample) -> dict[str, Any]:
+    """A sample's fields, arrays as their type and values."""
+    fields = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
+    return {
+        name: (value.dtype, value.tolist()) if isinstance(value, np.ndarray) else value
+        for name, value in fields.items()
+    }
+
+
 def column(table: TableRef, name: str) -> list[Any]:
     values: list[Any] = read_table(table).column(name).to_pylist()
     return values
@@ -150,7 +171,7 @@ def test_the_table_grows_by_the_columns_of_each_stage(data: Path, tmp_path: Path
         parts = completions(host, answers(host, 0, [True] * 3 + [False] * 5))
         rollout = host.write_rollout(0, 5, parts[:3], parts[3:])
         graded = host.score(rollout, 0)
-        finished, _ = host.advantages(graded, 0)
+        finished, _ = finish(host, graded, 0)
     finally:
         host.close()
     assert read_table(rollout).column_names == ROLLOUT_COLUMNS
@@ -177,7 +198,7 @@ def test_the_samplers_logprobs_are_a_column_when_they_were_recorded(data: Path, 
         ]
         table = host.write_rollout(0, 0, parts)
         assert column(table, "sampler_logprobs") == [completion.logprobs for completion in parts]
-        finished, _ = host.advantages(host.score(table, 0), 0)
+        finished, _ = finish(host, host.score(table, 0), 0)
         assert [list(s.sampler_logprobs) for s in read_samples(finished)] == [c.logprobs for c in parts]
     finally:
         host.close()
@@ -201,7 +222,7 @@ def test_a_truncated_completion_scores_zero_and_stays_in_its_group(
     host = make_host(data, tmp_path, reward__truncated_reward=truncated_reward)
     try:
         table = scored(host, 0, [True, True, False, False] * 2, truncated={0, 4})
-        finished, metrics = host.advantages(table, 0)
+        finished, metrics = finish(host, table, 0)
     finally:
         host.close()
     assert column(table, "reward") == rewards * 2
@@ -266,7 +287,7 @@ def test_a_grader_that_hangs_or_raises_costs_its_sample_and_is_counted(data: Pat
     try:
         texts = ["good", "sleep 60", "raise ouch", "value 0.5", "good", "good", "good", "good"]
         table = host.score(host.write_rollout(0, 0, completions(host, texts)), 0)
-        finished, metrics = host.advantages(table, 0)
+        finished, metrics = finish(host, table, 0)
     finally:
         host.close()
     assert column(table, "grader_status") == ["ok", "timeout", "error", "ok", "ok", "ok", "ok", "ok"]
@@ -281,13 +302,13 @@ def test_advantages_are_keyed_by_group_whatever_the_order_of_rows(data: Path, tm
     host = make_host(data, tmp_path)
     try:
         table = scored(host, 0, [True, False, False, False, True, True, True, False])
-        plain, _ = host.advantages(table, 0)
+        plain, _ = finish(host, table, 0)
         rows = read_table(table)
         order = [5, 0, 7, 2, 4, 1, 6, 3]
         shuffled = write_table(tmp_path / "shuffled.parquet", rows.take(order).to_pydict())
-        mixed, _ = host.advantages(shuffled, 1)
+        mixed, _ = finish(host, shuffled, 1)
         lost = write_table(tmp_path / "lost.parquet", rows.take([0, 1, 2, 4, 5, 6, 7]).to_pydict())
-        incomplete, metrics = host.advantages(lost, 2)
+        incomplete, metrics = finish(host, lost, 2)
     finally:
         host.close()
     expected = [0.75, -0.25, -0.25, -0.25, 0.25, 0.25, 0.25, -0.75]
@@ -303,7 +324,7 @@ def test_a_lost_completion_leaves_its_row_out_and_the_others_where_they_belong(d
     try:
         parts: list[Completion | None] = [*completions(host, answers(host, 0, [True, False, True, False] * 2))]
         parts[1] = parts[4] = parts[5] = None
-        finished, metrics = host.advantages(host.score(host.write_rollout(0, 0, parts[:3], parts[3:]), 0), 0)
+        finished, metrics = finish(host, host.score(host.write_rollout(0, 0, parts[:3], parts[3:]), 0), 0)
         requests = host.requests(0)
     finally:
         host.close()
@@ -324,7 +345,7 @@ def test_a_group_that_is_lost_whole_is_incomplete_and_one_left_alone_has_no_sign
     try:
         (only,) = completions(host, answers(host, 0, [True] * 8)[4:5])
         lost: list[Completion | None] = [None] * 7
-        finished, metrics = host.advantages(host.score(host.write_rollout(0, 0, [*lost[:4], only, *lost[4:]]), 0), 0)
+        finished, metrics = finish(host, host.score(host.write_rollout(0, 0, [*lost[:4], only, *lost[4:]]), 0), 0)
     finally:
         host.close()
     assert (column(finished, "group_id"), column(finished, "advantage")) == ([1], [0.0])
@@ -360,7 +381,7 @@ def test_a_reward_function_that_fails_too_often_ends_the_step_and_an_evaluation(
 
 
 def test_only_the_columns_of_a_sample_are_read_of_a_table(shared: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    table, _ = shared.advantages(scored(shared, 61, [True, False] * 4), 61)
+    table, _ = finish(shared, scored(shared, 61, [True, False] * 4), 61)
     read, asked = pq.read_table, []
     monkeypatch.setattr(
         pq, "read_table", lambda *args, **options: asked.append(options["columns"]) or read(*args, **options)

@@ -57,6 +57,7 @@ PURE = (
     "trainer.minibatches",
     "trainer.norm_kernels",
     "trainer.rms_norm",
+    "trainer.samples",
 )
 CONFIG = ("config", "run_id", "settings")
 # Tracking stands beside the engines: it reads nothing of theirs, and they nothing of its.
