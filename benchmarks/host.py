@@ -30,10 +30,10 @@ def completions(host: Host, step: int) -> list[Completion]:
 def measure(host: Host, *, repeats: int) -> dict[str, list[float]]:
     """Seconds of each stage, a step for each repeat after one that warms up.
 
-    `transport` is pickling and unpickling what the sampler returns, `rollout` and `reward` are tables, `samples` what
-    the trainer waits for, and `advantage` the table that is written while it begins.
+    `transport` is pickling and unpickling what the sampler returns, `rollout` its table, while grading begins, and
+    `grade` the rest of that; the trainer begins with `samples`, and need not wait for the tables `written`.
     """
-    times: dict[str, list[float]] = {"transport": [], "rollout": [], "reward": [], "samples": [], "advantage": []}
+    times: dict[str, list[float]] = {"transport": [], "rollout": [], "grade": [], "samples": [], "written": []}
     for step in range(repeats + 1):
         sampled = completions(host, step)
         marks = [now()]
@@ -41,11 +41,11 @@ def measure(host: Host, *, repeats: int) -> dict[str, list[float]]:
         marks.append(now())
         table = host.write_rollout(step, step, received)
         marks.append(now())
-        table = host.score(table, step)
+        rewards = host.grade(table)
         marks.append(now())
-        samples = host.samples(table)
+        samples = host.samples(table, rewards)
         marks.append(now())
-        host.advantages(table, samples, step)
+        host.advantages(host.score(table, rewards, step), samples, step)
         marks.append(now())
         for stage, begin, end in zip(times, marks, marks[1:], strict=False):
             times[stage].append(end - begin)
@@ -67,7 +67,8 @@ def main() -> None:
             host.close()
     medians = {stage: statistics.median(times) for stage, times in seconds.items()}
     about = {"workload": options.workload, "hardware": hardware(), "versions": versions()}
-    result = {**about, "median": {**medians, "sum": sum(medians.values())}, "seconds": seconds}
+    waited = sum(seconds for stage, seconds in medians.items() if stage != "written")
+    result = {**about, "median": {**medians, "waited_for": waited}, "seconds": seconds}
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     for stage, time in result["median"].items():
         print(f"{stage:12s} {1000 * time:8.1f} ms")

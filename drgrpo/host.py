@@ -1,11 +1,12 @@
 """The CPU side of a run: chooses and tokenises problems, grades, computes advantages, writes the sample tables.
 
 A table grows by stages: rollout.parquet, then reward.parquet, then advantage.parquet, each whole by itself. Updates are
-replayed from the last, so that one alone is forced to disk.
+replayed from the last, so that one alone is forced to disk. What the next stage waits for is handed over before it is
+written: grading begins while the rollout's table is, and the trainer while the other two are.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
@@ -21,13 +22,11 @@ from drgrpo.config import TrainConfig
 from drgrpo.data.problems import TokenizedProblem, sample_seed
 from drgrpo.decoding import Decoder
 from drgrpo.demonstrations import Demonstrations
+from drgrpo.grader import Grader, Rewards
 from drgrpo.metrics.samples import sample_metrics
 from drgrpo.problems import load_run_problems
-from drgrpo.rewards.grade import GradeItem
-from drgrpo.rewards.pool import GraderPool
 from drgrpo.rollout.rows import Row, answered, sample_columns
 from drgrpo.rollout.sampling import Completion, SampleRequest, Sampling
-from drgrpo.scoring import reward_columns
 from drgrpo.tables import TableRef, as_table, list_values, read_table, save_table, with_columns, write_table
 from drgrpo.trainer.samples import select_samples
 
@@ -47,17 +46,13 @@ class Host:
     def __init__(self, config: TrainConfig, model_path: str, run_id: str, run_dir: str, *, train: bool = True) -> None:
         self.config, self.run_id, self.run_dir = config, run_id, Path(run_dir)
         self._last: tuple[TableRef, pa.Table] | None = None
+        self._grading: tuple[TableRef, Future[Rewards]] | None = None
         self.tokenizer = AutoTokenizer.from_pretrained(
             model_path, trust_remote_code=config.model.trust_remote_code, local_files_only=True
         )
         self._decoder = Decoder(self.tokenizer)
         self.problems = load_run_problems(config, self.tokenizer, train=train)
-        self.pool = GraderPool(
-            config.reward.functions,
-            num_workers=config.reward.num_workers,
-            timeout_s=config.reward.timeout_s,
-            answer_mode=config.reward.answer_mode,
-        )
+        self.grader = Grader(config)
 
     def describe(self) -> dict[str, Any]:
         """Sources, digests and counts of the data."""
@@ -100,29 +95,38 @@ class Host:
         completions = list(chain.from_iterable(parts))
         rows = answered(self.problems.of_step(step), completions, samples=self.config.rollout.group_size)
         columns = self._columns(rows, step=step, policy_version=policy_version, seed_step=step)
-        return self._save(self._path(step, "rollout"), as_table(columns), durable=False)
+        grading = self.grader.begin(columns)
+        table = self._save(self._path(step, "rollout"), as_table(columns), durable=False)
+        self._grading = table, grading
+        return table
 
-    def score(self, table: TableRef, step: int) -> TableRef:
-        """Grade every completion and add the reward columns."""
-        whole = self._read(table)
-        rows = whole.select(_GRADED).to_pydict() | {"completion_ids": list_values(whole["completion_ids"])}
-        graded = with_columns(whole, self._reward_columns(rows), path=table.path)
-        return self._save(self._path(step, "reward"), graded, source=table, durable=False)
+    def grade(self, table: TableRef) -> Rewards:
+        """The reward columns of a rollout's table, whose grading has begun if it was written just now."""
+        (begun, grading), self._grading = self._grading or (None, None), None
+        if grading and begun == table:
+            return grading.result()
+        columns = self._read(table)
+        rows = columns.select(_GRADED).to_pydict() | {"completion_ids": list_values(columns["completion_ids"])}
+        return self.grader.rewards(rows)
 
-    def samples(self, table: TableRef) -> pa.Table:
-        """What the trainer reads of a graded table, advantages computed: it need not wait for their table."""
+    def samples(self, table: TableRef, rewards: Rewards | None = None) -> pa.Table:
+        """What the trainer reads, advantages computed: of a rollout's table with these rewards, or of a graded one."""
         whole = self._read(table)
-        columns = whole.select(["reward", "group_id"]).to_pydict()
         norm = self.config.adv_norm
         advantages = compute_advantages(
-            torch.tensor(columns["reward"]),
-            torch.tensor(columns["group_id"]),
+            torch.tensor(rewards["reward"] if rewards else whole["reward"].to_pylist()),
+            torch.tensor(whole["group_id"].to_pylist()),
             mean_level=norm.mean_level,
             std_level=norm.std_level,
             leave_one_out=norm.leave_one_out,
             normalize_by=norm.normalize_by,
         )
         return select_samples(with_columns(whole, {"advantage": advantages.tolist()}, path=table.path))
+
+    def score(self, table: TableRef, rewards: Rewards, step: int) -> TableRef:
+        """Write a rollout's table with its reward columns."""
+        graded = with_columns(self._read(table), rewards, path=table.path)
+        return self._save(self._path(step, "reward"), graded, source=table, durable=False)
 
     def advantages(self, table: TableRef, samples: pa.Table, step: int) -> tuple[TableRef, Metrics]:
         """Add the advantages of its `samples` to a graded table; returns the finished one and the step's metrics."""
@@ -160,14 +164,14 @@ class Host:
             completions = list(chain.from_iterable(parts[index * num_engines : (index + 1) * num_engines]))
             rows = answered(self.problems.evaluation, completions, samples=self._evaluation_samples(mode))
             columns = self._columns(rows, step=step, policy_version=policy_version, seed_step=_EVALUATION_STEP)
-            columns |= self._reward_columns(columns) | {"mode": [mode] * len(rows)}
+            columns |= self.grader.rewards(columns) | {"mode": [mode] * len(rows)}
             for name, values in columns.items():
                 merged.setdefault(name, []).extend(values)
         return write_table(self.run_dir / "evaluations" / f"{step:06d}.parquet", merged)
 
     def close(self) -> None:
         """Stop the graders."""
-        self.pool.close()
+        self.grader.close()
 
     def _save(self, path: Path, table: pa.Table, *, source: TableRef | None = None, durable: bool = True) -> TableRef:
         """Write a stage's table, and keep it for the next stage, which is asked next."""
@@ -197,11 +201,6 @@ class Host:
         seeds = [sample_seed(self.config.seed, seed_step, row.problem.id, row.sample_index) for row in rows]
         about = {"run_id": self.run_id, "step": step, "policy_version": policy_version}
         return sample_columns(rows, self._decoder.texts, seeds=seeds, about=about)
-
-    def _reward_columns(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        texts = zip(rows["completion"], rows["answer"], rows["question"], rows["columns"], strict=True)
-        items = [GradeItem(text, answer, question, json.loads(columns)) for text, answer, question, columns in texts]
-        return reward_columns(rows, self.pool.grade(items), self.config)
 
     def _path(self, step: int, stage: str) -> Path:
         return self.run_dir / "steps" / f"{step:06d}" / f"{stage}.parquet"

@@ -69,16 +69,18 @@ class Cluster:
         parts = self._generate(host.start("requests", step), host.start("sampling"), policy_version, pushes)
         seconds = [engine.start("generation_seconds") for engine in samplers]
         table = host.start("write_rollout", step, policy_version, *parts)
-        scored = host.start("score", table, step)
-        samples = host.start("samples", scored)
+        # What is waited for comes before what is written of it.
+        graded = host.start("grade", table)
+        samples = host.start("samples", table, graded)
+        scored = host.start("score", table, graded, step)
         advantages = host.start_pair("advantages", scored, samples, step)
-        stages = {"rollout": [table, *seconds], "reward": scored, "samples": samples, "advantage": advantages}
-        self._ahead.begin(step, policy_version, **stages)
+        following = {"graded": graded, "reward": scored, "samples": samples, "advantage": advantages}
+        self._ahead.begin(step, policy_version, rollout=[table, *seconds], **following)
 
     def begin_update(self, step: int) -> None:
         """Have the trainer go on with the step as soon as its advantages are there, push what comes of it and compare.
 
-        It does not wait for their table, which is written meanwhile. `update` and `push` wait for what is asked for
+        It does not wait for the tables, which are written meanwhile. `update` and `push` wait for what is asked for
         here. Only where `has_begun("advantage", step)`, and not where samplers sleep meanwhile.
         """
         samples = self._ahead.see("samples", step)
@@ -97,7 +99,7 @@ class Cluster:
         """Whether the grading of this step has been asked for ahead and ends well within so many seconds."""
         if not self.has_begun("reward", step):
             return False
-        (graded,) = outcomes([self._ahead.see("reward", step)], within_s)
+        (graded,) = outcomes([self._ahead.see("graded", step)], within_s)
         return graded is not None and graded.exception() is None
 
     def rollout(self, step: int, policy_version: int) -> tuple[TableRef, Metrics]:
@@ -109,17 +111,19 @@ class Cluster:
 
     def score(self, table: TableRef, step: int) -> TableRef:
         """Grade the step's completions."""
-        begun = self._ahead.take("reward", step) or self.engines.host.start("score", table, step)
-        scored: TableRef = self._results([begun])[0]
+        host, begun = self.engines.host, self._ahead.take("reward", step)
+        if not begun:
+            begun = host.start("score", table, self._in_update("graded", step) or host.start("grade", table), step)
+        scored: TableRef = self._written([begun], step)[0]
         return scored
 
     def advantages(self, table: TableRef, step: int) -> tuple[TableRef, Metrics]:
         """Rewards to advantages, and the step's sample metrics."""
         host, begun = self.engines.host, self._ahead.take("advantage", step)
         if not begun:
-            begun = host.start_pair("advantages", table, host.start("samples", table), step)
-        # Not `_results`: where the table alone could not be written, an update that has begun goes on and counts.
-        finished, metrics = results(begun)
+            samples = self._in_update("samples", step) or host.start("samples", table)
+            begun = host.start_pair("advantages", table, samples, step)
+        finished, metrics = self._written(begun, step)
         return finished, metrics
 
     def demonstrations(self, step: int) -> tuple[TableRef, Metrics]:
@@ -226,6 +230,14 @@ class Cluster:
         except BaseException:
             self._ahead.forget()
             raise
+
+    def _in_update(self, stage: str, step: int) -> Any | None:
+        """The reference to what an update that goes on is made of; None where there is none."""
+        return self._ahead.see(stage, step) if self.has_begun("update", step) else None
+
+    def _written(self, references: Any, step: int) -> list[Any]:
+        """As `_results`; where an update goes on, only a table could not be written, and the update counts."""
+        return results(references) if self.has_begun("update", step) else self._results(references)
 
     def _on_samplers(self, method: Literal["sleep", "wake_up"]) -> None:
         """Free the samplers' device memory for the update, or give it back, where the configuration asks for it."""

@@ -62,17 +62,18 @@ def test_what_has_begun_is_not_generated_again_and_used_once(cluster: Any) -> No
 def test_grading_and_advantages_follow_without_the_flow_and_once(cluster: Any) -> None:
     cluster.begin_rollout(3, 3)
     table = ("write_rollout", 3, 3, "requests 3 of 3")
-    scored = ("score", table, 3)
-    samples = ("samples", scored)
+    graded = ("grade", table)
+    samples, scored = ("samples", table, graded), ("score", table, graded, 3)
     finished = ("advantages", scored, samples, 3)
-    assert cluster.engines.host.asked[2:] == [table, scored, samples, finished]
+    # The trainer's samples come before what is written of them.
+    assert cluster.engines.host.asked[2:] == [table, graded, samples, scored, finished]
     assert [cluster.has_begun(stage, 3) for stage in ("rollout", "reward", "advantage")] == [True] * 3
     cluster.rollout(3, 3)
     assert cluster.score("a table", 3) == scored
     assert cluster.advantages("a table", 3) == (finished, "advantages' metrics")
     assert not any(cluster.has_begun(stage, 3) for stage in ("rollout", "reward", "advantage"))
-    assert cluster.score("another", 3) == ("score", "another", 3)  # Prefect tries again
-    assert len(cluster.engines.host.asked) == 7
+    assert cluster.score("another", 3) == ("score", "another", ("grade", "another"), 3)  # Prefect tries again
+    assert len(cluster.engines.host.asked) == 9
 
 
 def test_after_a_failure_what_followed_from_it_is_asked_for_anew(cluster: Any) -> None:
@@ -85,11 +86,11 @@ def test_after_a_failure_what_followed_from_it_is_asked_for_anew(cluster: Any) -
     with pytest.raises(RuntimeError, match="the graders failed"):
         cluster.score("a table", 3)
     cluster.results = list
-    assert cluster.score("a table", 3) == ("score", "a table", 3)
+    assert cluster.score("a table", 3) == ("score", "a table", ("grade", "a table"), 3)
     assert cluster.advantages("scored", 3)[0] == ("advantages", "scored", ("samples", "scored"), 3)
 
 
-def test_where_the_table_of_advantages_cannot_be_written_it_is_asked_for_again_and_the_update_goes_on(
+def test_where_a_table_cannot_be_written_it_is_of_the_same_rewards_the_next_time_and_the_update_goes_on(
     cluster: Any,
 ) -> None:
     def fail(_: Any) -> Any:
@@ -97,13 +98,15 @@ def test_where_the_table_of_advantages_cannot_be_written_it_is_asked_for_again_a
 
     cluster._probes = []
     cluster.begin_rollout(3, 3)
-    samples = cluster._ahead.see("samples", 3)
+    graded, samples = cluster._ahead.see("graded", 3), cluster._ahead.see("samples", 3)
     cluster.begin_update(3)
     cluster.results = fail
-    with pytest.raises(RuntimeError, match="no space left"):
-        cluster.advantages("scored", 3)
+    for stage in (cluster.score, cluster.advantages):
+        with pytest.raises(RuntimeError, match="no space left"):
+            stage("a table", 3)
     cluster.results = list
-    assert cluster.advantages("scored", 3)[0] == ("advantages", "scored", ("samples", "scored"), 3)
+    assert cluster.score("a table", 3) == ("score", "a table", graded, 3)
+    assert cluster.advantages("scored", 3)[0] == ("advantages", "scored", samples, 3)
     assert cluster.update("a table", 3) == ("update", samples, 3)
     assert [rank.asked[0] for rank in cluster.engines.ranks] == [("update", samples, 3)] * 2  # once
 
@@ -175,7 +178,7 @@ def test_after_a_failed_update_neither_push_nor_rollout_of_it_is_used(cluster: A
 def test_what_has_begun_is_of_its_step_alone(cluster: Any) -> None:
     cluster.begin_rollout(3, 3)
     assert not cluster.has_begun("reward", 4)
-    assert cluster.score("a table", 4) == ("score", "a table", 4)
+    assert cluster.score("a table", 4) == ("score", "a table", ("grade", "a table"), 4)
 
 
 @pytest.mark.parametrize(("step", "policy_version"), [(4, 3), (3, 4)])
@@ -273,6 +276,6 @@ class Reference:
 )
 def test_a_step_is_graded_when_its_grading_has_ended_well(cluster: Any, graded: Reference, expected: bool) -> None:
     assert not cluster.has_graded(3, within_s=0)
-    cluster._ahead.begin(3, 3, reward=graded)
+    cluster._ahead.begin(3, 3, reward="a reference", graded=graded)
     assert cluster.has_graded(3, within_s=0) is expected
     assert cluster.has_begun("reward", 3)  # it is waited for as before

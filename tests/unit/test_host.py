@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -90,16 +91,24 @@ def answers(host: Host, step: int, right: list[bool]) -> list[str]:
 
 def scored(host: Host, step: int, right: list[bool], *, truncated: set[int] = frozenset()) -> TableRef:  # type: ignore[assignment]
     parts = completions(host, answers(host, step, right), truncated=truncated)
-    return host.score(host.write_rollout(step, step, parts), step)
+    return score(host, host.write_rollout(step, step, parts), step)
 
 
 def finish(host: Host, table: TableRef, step: int) -> tuple[TableRef, dict[str, float]]:
     """The finished table and its metrics; the trainer reads the same of it as of what it is handed in memory."""
     samples = host.samples(table)
     finished, metrics = host.advantages(table, samples, step)
-    in_memory, from_disk = ([vars_of(sample) for sample in read_samples(t)] for t in (samples, finished))
-    assert in_memory == from_disk
+    assert contents(samples) == contents(finished)
     return finished, metrics
+
+
+def score(host: Host, table: TableRef, step: int) -> TableRef:
+    return host.score(table, host.grade(table), step)
+
+
+def contents(table: TableRef | pa.Table) -> list[dict[str, Any]]:
+    """What the trainer reads of a table."""
+    return [vars_of(sample) for sample in read_samples(table)]
 
 
 def vars_of(sample: Sample) -> dict[str, Any]:
@@ -170,8 +179,12 @@ def test_the_table_grows_by_the_columns_of_each_stage(data: Path, tmp_path: Path
     try:
         parts = completions(host, answers(host, 0, [True] * 3 + [False] * 5))
         rollout = host.write_rollout(0, 5, parts[:3], parts[3:])
-        graded = host.score(rollout, 0)
+        rewards = host.grade(rollout)
+        assert host.grade(rollout) == rewards  # begun with the table, then of the table
+        samples = contents(host.samples(rollout, rewards))
+        graded = host.score(rollout, rewards, 0)
         finished, _ = finish(host, graded, 0)
+        assert samples == contents(finished)  # the trainer need not wait for the tables
     finally:
         host.close()
     assert read_table(rollout).column_names == ROLLOUT_COLUMNS
@@ -198,7 +211,7 @@ def test_the_samplers_logprobs_are_a_column_when_they_were_recorded(data: Path, 
         ]
         table = host.write_rollout(0, 0, parts)
         assert column(table, "sampler_logprobs") == [completion.logprobs for completion in parts]
-        finished, _ = finish(host, host.score(table, 0), 0)
+        finished, _ = finish(host, score(host, table, 0), 0)
         assert [list(s.sampler_logprobs) for s in read_samples(finished)] == [c.logprobs for c in parts]
     finally:
         host.close()
@@ -241,7 +254,7 @@ def test_a_completion_that_ends_at_the_limit_by_itself_is_not_truncated(shared: 
     parts = completions(shared, texts)
     assert parts[0].token_ids[-1] == shared.tokenizer.eos_token_id and parts[0].finish_reason == "stop"
     stopped = [Completion(parts[0].token_ids[:-1], "stop", None), *parts[1:]]  # a stop string leaves no end token
-    table = shared.score(shared.write_rollout(40, 0, stopped), 40)
+    table = score(shared, shared.write_rollout(40, 0, stopped), 40)
     assert column(table, "reward")[0] == 1.0
 
 
@@ -260,7 +273,7 @@ def test_rewards_are_shaped_after_truncation_and_the_penalty_comes_last(data: Pa
         ends = ["stop", "stop", "stop", "length"]
         wrong = completions(host, ["no"] * 4)
         parts = [Completion(tokens, reason, None) for tokens, reason in zip(ids, ends, strict=True)]
-        table = host.score(host.write_rollout(0, 0, parts + wrong), 0)
+        table = score(host, host.write_rollout(0, 0, parts + wrong), 0)
     finally:
         host.close()
     # right: (1 - .5) * 4 = 2, clipped to 1.5; wrong and truncated: -2, clipped to -1.5
@@ -273,7 +286,7 @@ def test_weights_combine_and_the_first_function_decides_what_is_correct(data: Pa
     try:
         texts = answers(host, 0, [True, False, False, False] * 2)
         texts[2] = texts[6] = "none"
-        table = host.score(host.write_rollout(0, 0, completions(host, texts)), 0)
+        table = score(host, host.write_rollout(0, 0, completions(host, texts)), 0)
     finally:
         host.close()
     assert column(table, "reward") == [1.25, 0.25, 0.0, 0.25] * 2
@@ -286,7 +299,7 @@ def test_a_grader_that_hangs_or_raises_costs_its_sample_and_is_counted(data: Pat
     host = make_host(data, tmp_path, reward__functions={name: 1.0}, reward__timeout_s=0.5)
     try:
         texts = ["good", "sleep 60", "raise ouch", "value 0.5", "good", "good", "good", "good"]
-        table = host.score(host.write_rollout(0, 0, completions(host, texts)), 0)
+        table = score(host, host.write_rollout(0, 0, completions(host, texts)), 0)
         finished, metrics = finish(host, table, 0)
     finally:
         host.close()
@@ -324,7 +337,7 @@ def test_a_lost_completion_leaves_its_row_out_and_the_others_where_they_belong(d
     try:
         parts: list[Completion | None] = [*completions(host, answers(host, 0, [True, False, True, False] * 2))]
         parts[1] = parts[4] = parts[5] = None
-        finished, metrics = finish(host, host.score(host.write_rollout(0, 0, parts[:3], parts[3:]), 0), 0)
+        finished, metrics = finish(host, score(host, host.write_rollout(0, 0, parts[:3], parts[3:]), 0), 0)
         requests = host.requests(0)
     finally:
         host.close()
@@ -345,7 +358,7 @@ def test_a_group_that_is_lost_whole_is_incomplete_and_one_left_alone_has_no_sign
     try:
         (only,) = completions(host, answers(host, 0, [True] * 8)[4:5])
         lost: list[Completion | None] = [None] * 7
-        finished, metrics = finish(host, host.score(host.write_rollout(0, 0, [*lost[:4], only, *lost[4:]]), 0), 0)
+        finished, metrics = finish(host, score(host, host.write_rollout(0, 0, [*lost[:4], only, *lost[4:]]), 0), 0)
     finally:
         host.close()
     assert (column(finished, "group_id"), column(finished, "advantage")) == ([1], [0.0])
@@ -367,11 +380,11 @@ def test_a_reward_function_that_fails_too_often_ends_the_step_and_an_evaluation(
     try:
         few = host.write_rollout(0, 0, completions(host, ["value NaN", "raise ouch", *["good"] * 6]))
         many = host.write_rollout(1, 0, completions(host, ["raise \x1b[31m", "value NaN", "raise ouch", *["good"] * 5]))
-        assert column(host.score(few, 0), "reward") == [0.0, 0.0] + [1.0] * 6
+        assert column(score(host, few, 0), "reward") == [0.0, 0.0] + [1.0] * 6
         with pytest.raises(
             RuntimeError, match=r"3 of 8 completions could not be graded.*max_failed_share = 0\.25"
         ) as e:
-            host.score(many, 1)
+            score(host, many, 1)
         with pytest.raises(RuntimeError, match="3 of 3 completions could not be graded"):
             host.write_evaluation(0, 0, ["greedy"], completions(host, ["raise ouch"] * 3))
     finally:
@@ -393,10 +406,10 @@ def test_only_the_columns_of_a_sample_are_read_of_a_table(shared: Host, monkeypa
 
 def test_a_stored_table_is_scored_again_with_another_reward(data: Path, tmp_path: Path, shared: Host) -> None:
     table = shared.write_rollout(50, 0, completions(shared, answers(shared, 50, [True] + [False] * 7)))
-    assert column(shared.score(table, 50), "reward") == [1.0] + [0.0] * 7
+    assert column(score(shared, table, 50), "reward") == [1.0] + [0.0] * 7
     other = make_host(data, tmp_path, reward__functions={"tests.unit.rewards_graders:length": 1.0})
     try:
-        rescored = other.score(table, 50)
+        rescored = score(other, table, 50)
     finally:
         other.close()
     assert column(rescored, "reward") == [float(len(text)) for text in column(table, "completion")]
@@ -406,7 +419,7 @@ def test_a_stored_table_is_scored_again_with_another_reward(data: Path, tmp_path
 def test_a_reward_function_gets_the_other_columns_of_the_row(data: Path, tmp_path: Path) -> None:
     host = make_host(data, tmp_path, reward__functions={"tests.unit.rewards_graders:level": 1.0})
     try:
-        table = host.score(host.write_rollout(0, 0, completions(host, answers(host, 0, [True] * 8))), 0)
+        table = score(host, host.write_rollout(0, 0, completions(host, answers(host, 0, [True] * 8))), 0)
     finally:
         host.close()
     levels = [float(question.split()[0]) for question in column(table, "question")]  # the i of `i + 1`

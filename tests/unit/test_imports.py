@@ -61,7 +61,7 @@ PURE = (
 )
 CONFIG = ("config", "run_id", "settings")
 # Tracking stands beside the engines: it reads nothing of theirs, and they nothing of its.
-ENGINES = ("demonstrations", "host", "problems", "rollout", "scoring", "tracking", "trainer", "weight_sync")
+ENGINES = ("demonstrations", "grader", "host", "problems", "rollout", "scoring", "tracking", "trainer", "weight_sync")
 CLUSTER = ("cluster",)
 RUN = (
     *("comparison", "description", "device_lock", "notice", "opening"),
