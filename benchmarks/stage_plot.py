@@ -1,4 +1,4 @@
-"""A picture of where a step's time goes, ours beside TRL's."""
+"""A picture of where a step's time goes, ours beside the peers'."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,16 +20,24 @@ _STAGES = {
     "check": ("check after the push", RED),
     "orchestration": ("orchestration", GREY),
 }
+_PEERS = {"trl": "TRL", "openrlhf": "OpenRLHF"}
+
+
+def stage_bars(summary: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Seconds by stage of each bar: ours first, then every measured variant of a peer, the fastest first."""
+    variants = sorted(
+        (variant["step_s"], f"{shown} {name.replace(',', ', ')}", variant["stages"])
+        for peer, shown in _PEERS.items()
+        for name, variant in summary[peer].items()
+        if variant["step_s"] is not None
+    )
+    ours = {"Dr. GRPO": summary["stages"]} if summary["stages"] else {}
+    return ours | {name: stages for _, name, stages in variants}
 
 
 def plot_stages(summary: Mapping[str, Any], path: Path) -> None:
-    """Draw the stages of a summary into a PNG: a bar for us, one for each variant of TRL, the fastest first."""
-    peers = sorted(
-        (name for name, variant in summary["trl"].items() if variant["step_s"] is not None),
-        key=lambda name: summary["trl"][name]["step_s"],
-    )
-    bars = {"Dr. GRPO": summary["stages"]} if summary["stages"] else {}
-    bars |= {f"TRL {name.replace(',', ', ')}": summary["trl"][name]["stages"] for name in peers}
+    """Draw the bars of a summary into a PNG."""
+    bars = stage_bars(summary)
     figure = Figure(figsize=(11, 1.6 + 0.6 * len(bars)), dpi=110, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -14,6 +14,8 @@ from drgrpo.config.train import TrainConfig
 GIB = 2**30
 # Elements of the buffer in which DeepSpeed collects gradients before it adds them up.
 REDUCE_BUCKET = 500_000_000
+# Parameters that its ZeRO-3 holds gathered and fetches ahead at most, unless told otherwise.
+GATHERED = 1_050_000_000
 # Assumed: two CUDA contexts, the staging buffer of a push, what allocators cannot use.
 OVERHEAD_BYTES = 5 * GIB // 2
 # Assumed: a sampler's activations and CUDA graphs.
@@ -120,10 +122,10 @@ def trainer_bytes(config: TrainConfig, shape: ModelShape) -> int:
     """Bytes of device memory of a rank at its peak, in the backward pass of a full micro-batch.
 
     Divided among the ranks: weights in the compute type, 16 a parameter for float32 weights, moments and gradient
-    unless offloaded, a reference model. On each: DeepSpeed's bucket, if gradients are exchanged or offloaded, and of
-    each token of a micro-batch every layer's activations, or only its input where they are recomputed; then a layer at
-    work, or the head: a chunk of logits, kept or computed again, which its gradient replaces, and the head's own
-    gradient in float32.
+    unless offloaded, a reference model. On each: DeepSpeed's bucket, if gradients are exchanged or offloaded, the
+    weights that it holds gathered, if they are divided, and of each token of a micro-batch every layer's activations,
+    or only its input where they are recomputed; then a layer at work, or the head: a chunk of logits, kept or computed
+    again, which its gradient replaces, and the head's own gradient in float32.
     """
     compute, trainer = compute_bytes(config), config.trainer
     states = (compute + (0 if trainer.offload_optimizer else 16)) * shape.num_parameters
@@ -144,7 +146,8 @@ def trainer_bytes(config: TrainConfig, shape: ModelShape) -> int:
     at_work = 4 * wide + (layer if recomputed == shape.num_layers else 0)
     head = (compute * trainer.logprob_chunk_tokens + 8 * shape.hidden) * shape.vocabulary
     bucket = compute * REDUCE_BUCKET if trainer.num_ranks > 1 or trainer.offload_optimizer else 0
-    return (states + reference) // trainer.num_ranks + bucket + kept + max(head, at_work)
+    gathered = compute * min(shape.num_parameters, GATHERED) if trainer.num_ranks > 1 else 0
+    return (states + reference) // trainer.num_ranks + bucket + gathered + kept + max(head, at_work)
 
 
 def sampler_bytes(config: TrainConfig, shape: ModelShape) -> int:

@@ -19,7 +19,7 @@ from benchmarks.host import completions
 from benchmarks.machine import hardware, hardware_name
 from benchmarks.options import parse_options
 from benchmarks.part import SHORTEST_S, Part
-from benchmarks.stage_plot import plot_stages
+from benchmarks.stage_plot import plot_stages, stage_bars
 from benchmarks.step import medians, overridden
 from benchmarks.summary import own_stages, peer, summarize
 from benchmarks.timeline import Call, account, busy_seconds
@@ -341,6 +341,9 @@ def test_a_part_that_fails_says_why_and_one_without_time_is_not_begun(tmp_path: 
 
 def test_the_plot_draws_what_there_is(tmp_path: Path) -> None:
     results = {"step": step_result(), "trl liger": trl_result(70.0, 36.0), "trl micro=64": trl_result(1.0)}
+    results["openrlhf sleep,liger"] = trl_result(9.0, 50.0)
+    bars = stage_bars(summarize("a", results, {}))
+    assert list(bars) == ["Dr. GRPO", "TRL liger", "OpenRLHF sleep, liger"]
     for name, chosen in {"both": results, "ours": {"step": step_result()}, "none": {}}.items():
         plot_stages(summarize("a", chosen, {}), tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"

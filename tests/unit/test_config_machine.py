@@ -1,5 +1,6 @@
 """Memory, disk, devices and the output directory, before any engine starts."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.memory import DEVICES, MEASURED, MODELS, RESULTS, measured_peaks, rewritten, sampler_share
+from benchmarks.memory import (
+    DEVICES,
+    MEASURED,
+    MEASURED_MODEL,
+    MODELS,
+    RESULTS,
+    measured_peaks,
+    rewritten,
+    sampler_share,
+)
 from deployments.steps import load_deployment
 from drgrpo.config import TrainConfig
 from drgrpo.config.device_memory import (
@@ -124,7 +134,17 @@ def test_device_memory_without_the_optimizer_is_the_weights_and_a_reference_is_o
 
 def test_the_states_are_divided_among_the_ranks():
     alone, shared = device_memory(loss__kl_coef=0.1), device_memory(loss__kl_coef=0.1, trainer__num_ranks=4)
-    assert alone - (shared - 2 * REDUCE_BUCKET) == 20 * 1000 * 3 // 4
+    assert alone - (shared - 2 * REDUCE_BUCKET - 2 * 1000) == 20 * 1000 * 3 // 4  # small weights are gathered whole
+
+
+def test_two_ranks_need_what_was_measured():
+    """The peak of each of two H200 in workload A (benchmarks/results/h200-x2-step-a.json), and that of one alone."""
+    shape = replace(MODELS[MEASURED_MODEL], is_fused=True)
+    values = {"trainer.tokens_per_microbatch": 21100, "trainer.logprob_chunk_tokens": 21100}
+    for num_ranks, name in ((1, "h200-step-a"), (2, "h200-x2-step-a")):
+        measured = json.loads((RESULTS / f"{name}.json").read_text())["median"]["memory/trainer_peak_gib"]
+        config = apply_overrides({}, values | {"trainer.num_ranks": num_ranks})
+        assert trainer_bytes(config, shape) / GIB == pytest.approx(measured, rel=0.015)
 
 
 def test_the_shape_is_read_from_the_config_or_nothing_is_known():
