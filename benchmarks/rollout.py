@@ -4,8 +4,9 @@ python -m benchmarks.rollout --workload a --model DIRECTORY --data DIRECTORY --o
   --setting max_num_seqs=512 --setting max_num_seqs=512,sampler_logprobs --setting max_num_seqs=256,sleep
 
 A setting changes `max_num_seqs`, `gpu_memory_utilization` and `sampler_logprobs`; `sleep` builds the engine so that it
-can sleep, `vllm_scheduler` leaves every step to vLLM's own scheduler. What it does not name is the workload's. Settings
-that differ in `sampler_logprobs` and `vllm_scheduler` alone share an engine. A CPU cannot sleep: the seconds are null.
+can sleep, `vllm_scheduler` leaves every step to vLLM's own scheduler, `decode_attention` decodes with the experiment of
+that name. What it does not name is the workload's. Settings that differ in `sampler_logprobs` and `vllm_scheduler`
+alone share an engine. A CPU cannot sleep: the seconds are null.
 """
 
 import gc
@@ -14,7 +15,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,15 @@ def configured(config: TrainConfig, setting: Options) -> TrainConfig:
 def engine_key(config: TrainConfig) -> tuple[int, float, bool]:
     """Settings with the same key share an engine."""
     return config.rollout.max_num_seqs, config.rollout.gpu_memory_utilization, config.placement.sleep
+
+
+def attention(setting: Options) -> AbstractContextManager[None]:
+    """The attention that an engine of this setting is built with; the experiment's runs on a GPU alone."""
+    if not setting.get("decode_attention"):
+        return nullcontext()
+    from benchmarks.decode_attention import installed
+
+    return installed()
 
 
 @contextmanager
@@ -105,7 +115,8 @@ def measure_engine(
     configs: Sequence[TrainConfig], settings: Sequence[Options], *, on_gpu: bool, repeats: int, profiled: Path | None
 ) -> Iterator[dict[str, Any]]:
     """The results of settings that share an engine; `profiled` gets a profile of one more rollout of the last."""
-    with built_engine(configs[0], on_gpu=on_gpu) as engine, tempfile.TemporaryDirectory() as folder:
+    built = built_engine(configs[0], on_gpu=on_gpu)
+    with attention(settings[0]), built as engine, tempfile.TemporaryDirectory() as folder:
         from drgrpo.host import Host
 
         for config, setting in zip(configs, settings, strict=True):
@@ -139,8 +150,8 @@ def main() -> None:
     settings = {text or "workload": configured(config, parse_options(text)) for text in options.setting or [""]}
     results: dict[str, Any] = {"workload": options.workload, "hardware": hardware(), "versions": versions()}
     results |= {"config": workload.public(config.model_dump(mode="json")), "settings": {}}
-    by_engine = sorted(settings, key=lambda text: engine_key(settings[text]))
-    for _, group in itertools.groupby(by_engine, key=lambda text: engine_key(settings[text])):
+    keys = {text: (*engine_key(settings[text]), parse_options(text).get("decode_attention", 0)) for text in settings}
+    for _, group in itertools.groupby(sorted(settings, key=keys.__getitem__), key=keys.__getitem__):
         names = list(group)
         chosen = [settings[name] for name in names]
         parsed = [parse_options(name) if name in options.setting else {} for name in names]
