@@ -94,25 +94,37 @@ def decode_attention(
 
 def suits(given: dict[str, Any], *, fewest: int) -> bool:
     """Whether a call of vLLM's attention is of one query for each of `fewest` or more sequences, nothing special."""
-    plain = not any(given.get(name) is not None for name in ("alibi_slopes", "s_aux", "mask_mod", "dynamic_causal"))
+    if any(given.get(name) is None for name in ("q", "k", "v", "out", "block_table", "seqused_k", "softmax_scale")):
+        return False
+    special = ("alibi_slopes", "s_aux", "mask_mod", "dynamic_causal", "cu_seqlens_k")
+    plain = not any(given.get(name) is not None for name in special)
+    plain = plain and not given.get("softcap") and not given.get("return_softmax_lse")
     window = tuple(given.get("window_size") or (-1, -1)) == (-1, -1)
     q, k = given["q"], given["k"]
     # Few sequences want their contexts split among more programs than one each.
     fits = fewest <= len(q) <= len(given["seqused_k"]) and q.dtype == k.dtype and q.element_size() == 2
-    rows = q.stride(2) == 1 and q.stride(1) == q.shape[2]
-    return plain and window and fits and rows and given["max_seqlen_q"] == 1 and not given.get("softcap")
+    width = q.shape[2]
+    rows = q.stride(2) == 1 and q.stride(1) == width and width & (width - 1) == 0
+    return plain and window and fits and rows and given["max_seqlen_q"] == 1
 
 
 @contextmanager
 def installed(*, fewest: int = 128) -> Iterator[None]:
-    """Have vLLM's FlashAttention backend decode with the kernel where it suits."""
+    """Have vLLM's FlashAttention backend decode with the kernel where it suits; prints how often it was called.
+
+    For graphs of decoding alone, as vLLM captures them unless told otherwise: with `cudagraph_mode` FULL a graph of
+    single queries would be replayed for prefills too.
+    """
     from vllm.v1.attention.backends import flash_attn
 
     theirs: Callable[..., Any] = flash_attn.flash_attn_varlen_func
+    num_calls = 0
 
-    def attend(**given: Any) -> Any:
-        if not suits(given, fewest=fewest):
-            return theirs(**given)
+    def attend(*args: Any, **given: Any) -> Any:
+        nonlocal num_calls
+        if args or not suits(given, fewest=fewest):
+            return theirs(*args, **given)
+        num_calls += 1
         cached = (given["k"], given["v"], given["block_table"], given["seqused_k"])
         decode_attention(given["out"], given["q"], *cached, scale=given["softmax_scale"])
         return given["out"]
@@ -122,6 +134,7 @@ def installed(*, fewest: int = 128) -> Iterator[None]:
         yield
     finally:
         flash_attn.flash_attn_varlen_func = theirs
+        print(f"decode_attention was called or captured {num_calls} times")
 
 
 def random_cache(
@@ -136,7 +149,7 @@ def random_cache(
 
 
 def measure(num_sequences: int, context: int) -> dict[str, float]:
-    """Milliseconds of a layer of Qwen2.5-1.5B with each tile, of FlashAttention, and of copying what is read."""
+    """Milliseconds of a layer of Qwen2.5-1.5B with each tile, of FlashAttention, of copying half of what is read."""
     from vllm.v1.attention.backends.flash_attn import flash_attn_varlen_func
 
     lengths = torch.full((num_sequences,), context, dtype=torch.int32, device="cuda")

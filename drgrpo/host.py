@@ -2,7 +2,7 @@
 
 A table grows by stages: rollout.parquet, then reward.parquet, then advantage.parquet, each whole by itself. Updates are
 replayed from the last, so that one alone is forced to disk. What the next stage waits for is handed over before it is
-written: grading begins while the rollout's table is, and the trainer while the other two are.
+written: grading begins while the rollout's table is, and the trainer, after quick graders, while the other two are.
 """
 
 from collections.abc import Sequence
@@ -87,10 +87,13 @@ class Host:
             logprobs=rollout.sampler_logprobs and not evaluation,
         )
 
-    def write_rollout(self, step: int, policy_version: int, *parts: list[Completion | None]) -> TableRef:
+    def write_rollout(
+        self, step: int, policy_version: int, *parts: list[Completion | None], after: object = None
+    ) -> TableRef:
         """Write the table of sampled completions; `parts` are the engines' shares in the order of `requests`.
 
-        A lost completion has no row. Raises RuntimeError when all were lost.
+        `after`: what has to have ended well before. A lost completion has no row. Raises RuntimeError when all were
+        lost.
         """
         completions = list(chain.from_iterable(parts))
         rows = answered(self.problems.of_step(step), completions, samples=self.config.rollout.group_size)

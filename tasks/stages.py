@@ -32,7 +32,10 @@ def rollout(run: Run, *, step: int) -> TableRef:
 @task(task_run_name="reward-{step}", tags=["reward"], retries=1, cache_policy=NO_CACHE)
 def reward(run: Run, table: TableRef, *, step: int) -> TableRef:
     """Grade the completions in killable processes; what follows them then needs the flow no more."""
-    if not run.cluster.has_begun("reward", step) and (done := run.table(step, "reward", source=table)):
+    has_begun = run.cluster.has_begun
+    if not (has_begun("reward", step) or has_begun("update", step)) and (
+        done := run.table(step, "reward", source=table)
+    ):
         return done
     with run.timed("reward"):
         scored = run.cluster.score(table, step)

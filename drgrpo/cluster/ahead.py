@@ -4,7 +4,7 @@ from typing import Any
 
 
 class Ahead:
-    """References by stage and step, each used once: of a step, and of the one that its push lets begin."""
+    """References by stage and step, each taken once: of a step, and of the one that its push lets begin."""
 
     def __init__(self) -> None:
         self._versions: dict[int, int] = {}

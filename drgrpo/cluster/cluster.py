@@ -68,7 +68,9 @@ class Cluster:
         pushes = self._ahead.see("push", step - 1) if self.has_begun("push", step - 1) else ()
         parts = self._generate(host.start("requests", step), host.start("sampling"), policy_version, pushes)
         seconds = [engine.start("generation_seconds") for engine in samplers]
-        table = host.start("write_rollout", step, policy_version, *parts)
+        # A rollout of a policy is on disk only where the table is that the policy was made from.
+        finished = self._ahead.see("advantage", step - 1)[0] if self.has_begun("advantage", step - 1) else None
+        table = host.start("write_rollout", step, policy_version, *parts, after=finished)
         # What is waited for comes before what is written of it.
         graded = host.start("grade", table)
         samples = host.start("samples", table, graded)
@@ -96,11 +98,11 @@ class Cluster:
         return self._ahead.has(stage, step)
 
     def has_graded(self, step: int, *, within_s: float) -> bool:
-        """Whether the grading of this step has been asked for ahead and ends well within so many seconds."""
+        """Whether the step's grading has been asked for ahead, and the trainer's samples are there within so long."""
         if not self.has_begun("reward", step):
             return False
-        (graded,) = outcomes([self._ahead.see("graded", step)], within_s)
-        return graded is not None and graded.exception() is None
+        (samples,) = outcomes([self._ahead.see("samples", step)], within_s)
+        return samples is not None and samples.exception() is None
 
     def rollout(self, step: int, policy_version: int) -> tuple[TableRef, Metrics]:
         """Sample the step's groups from `policy_version`, unless that has begun, and write their table."""
@@ -135,6 +137,8 @@ class Cluster:
         """The step's optimizer steps."""
         if begun := self._ahead.take("update", step):
             metrics: Metrics = self._results(begun)[0]
+            for stage in ("graded", "samples"):
+                self._ahead.take(stage, step)
             return metrics
         self._on_samplers("sleep")
         try:
@@ -237,7 +241,13 @@ class Cluster:
 
     def _written(self, references: Any, step: int) -> list[Any]:
         """As `_results`; where an update goes on, only a table could not be written, and the update counts."""
-        return results(references) if self.has_begun("update", step) else self._results(references)
+        if not self.has_begun("update", step):
+            return self._results(references)
+        try:
+            return results(references)
+        except BaseException:
+            self._ahead.take("advantage", step)  # it was to be made of the table that is missing
+            raise
 
     def _on_samplers(self, method: Literal["sleep", "wake_up"]) -> None:
         """Free the samplers' device memory for the update, or give it back, where the configuration asks for it."""

@@ -144,7 +144,8 @@ def trainer_bytes(config: TrainConfig, shape: ModelShape) -> int:
     kept = recomputed * inputs + (shape.num_layers - recomputed) * layer
     # The product and three gradients of the width of the MLP; a chunk, and the head's gradient twice.
     at_work = 4 * wide + (layer if recomputed == shape.num_layers else 0)
-    head = (compute * trainer.logprob_chunk_tokens + 8 * shape.hidden) * shape.vocabulary
+    rows = min(trainer.logprob_chunk_tokens, trainer.tokens_per_microbatch)
+    head = (compute * rows + 8 * shape.hidden) * shape.vocabulary
     bucket = compute * REDUCE_BUCKET if trainer.num_ranks > 1 or trainer.offload_optimizer else 0
     gathered = compute * min(shape.num_parameters, GATHERED) if trainer.num_ranks > 1 else 0
     return (states + reference) // trainer.num_ranks + bucket + gathered + kept + max(head, at_work)

@@ -62,6 +62,8 @@ class GraderPool:
             batch = Batch(items, len(self._lanes))
             for lane in self._lanes:
                 lane.serve(batch)
+            if self._closed:  # meanwhile, so that a lane may have ended before it saw the batch
+                batch.fail(RuntimeError("the grader pool is closed"))
             try:
                 return batch.wait()
             except BaseException as error:

@@ -41,6 +41,7 @@ class Objective:
         `old` holds the frozen logprobs by sample index; empty, the micro-batch is on-policy.
         """
         temperature, loss = self.config.rollout.temperature, self.config.loss
+        reference = self._reference_logprobs(batch, temperature)  # before the policy's logits are kept
         logprobs, entropy = self.engine(batch, temperature)
         padded = batch.pad(logprobs)
         mask = batch.mask() if rows else torch.zeros_like(padded, dtype=torch.bool)
@@ -58,7 +59,7 @@ class Objective:
             sampler_logprobs=self._sampler_logprobs(samples, rows, padded),
             correction=loss.correction,
             correction_cap=loss.correction_cap,
-            ref_logprobs=self._reference_logprobs(batch, temperature),
+            ref_logprobs=reference,
             kl_coef=loss.kl_coef,
             kl_estimator=loss.kl_estimator,
             entropy=batch.pad(entropy),

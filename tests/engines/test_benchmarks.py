@@ -123,9 +123,12 @@ def test_the_hosts_stages_are_timed_on_completions_of_the_workloads_lengths(tiny
     subprocess.run([sys.executable, "-m", "benchmarks.host", *arguments], cwd=ROOT, check=True)
     result = json.loads(out.read_text())
     assert {stage: len(seconds) for stage, seconds in result["seconds"].items()} == dict.fromkeys(
-        ("transport", "rollout", "reward", "advantage"), 2
+        ("transport", "rollout", "grade", "samples", "written"), 2
     )
-    assert result["median"]["sum"] == pytest.approx(sum(result["median"][stage] for stage in result["seconds"]))
+    waited = [
+        seconds for stage, seconds in result["median"].items() if stage in ("transport", "rollout", "grade", "samples")
+    ]
+    assert result["median"]["waited_for"] == pytest.approx(sum(waited)) and len(waited) == 4
     config = load_config(WORKLOADS["mini"].config(tiny_model, data))
     requests = [SimpleNamespace(max_tokens=length) for length in (4, 0, 12)]
     host = SimpleNamespace(config=config, tokenizer=range(7), requests=lambda step: requests)

@@ -336,3 +336,16 @@ def test_mistaken_functions_are_all_named_before_anything_starts() -> None:
         _pool(num_workers=0)
     with pytest.raises(ValueError, match="answer_mode is 'loose'"):
         _pool(answer_mode="loose")
+
+
+def test_a_batch_that_comes_while_the_pool_closes_fails_and_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = _pool()
+    serve = pool._lanes[0].serve
+
+    def late(batch: Any) -> None:
+        pool.close()  # all lanes have ended before they see the batch
+        serve(batch)
+
+    monkeypatch.setattr(pool._lanes[0], "serve", late)
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.grade(_items("good", "good"))

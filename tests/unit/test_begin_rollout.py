@@ -101,9 +101,11 @@ def test_where_a_table_cannot_be_written_it_is_of_the_same_rewards_the_next_time
     graded, samples = cluster._ahead.see("graded", 3), cluster._ahead.see("samples", 3)
     cluster.begin_update(3)
     cluster.results = fail
-    for stage in (cluster.score, cluster.advantages):
-        with pytest.raises(RuntimeError, match="no space left"):
-            stage("a table", 3)
+    with pytest.raises(RuntimeError, match="no space left"):
+        cluster.score("a table", 3)
+    assert not cluster.has_begun("advantage", 3)  # it was to be made of that table
+    with pytest.raises(RuntimeError, match="no space left"):
+        cluster.advantages("a table", 3)
     cluster.results = list
     assert cluster.score("a table", 3) == ("score", "a table", graded, 3)
     assert cluster.advantages("scored", 3)[0] == ("advantages", "scored", samples, 3)
@@ -148,7 +150,9 @@ def test_the_next_rollout_begins_after_the_push_that_was_asked_for_and_this_step
     assert [entry for entry in cluster.after if entry[0] == "generate"] == [("generate", None), ("generate", pushed)]
     assert cluster.update("a table", 3) == ("update", samples, 3)
     assert cluster._ahead.take("push", 3) == [pushed] * 2
-    assert cluster.rollout(4, 4)[0] == ("write_rollout", 4, 4, "requests 4 of 4")
+    # The table of what policy 4 was made from is there before one of its completions.
+    finished = cluster._ahead.see("advantage", 3)[0]
+    assert cluster.rollout(4, 4)[0] == ("write_rollout", 4, 4, "requests 4 of 4", finished)
     assert cluster.generations == [(3, 3), (4, 4)]
     cluster.begin_rollout(5, 5)
     assert not cluster._ahead.has("reward", 3) and cluster._ahead.has("reward", 4)
@@ -185,7 +189,7 @@ def test_what_has_begun_is_of_its_step_alone(cluster: Any) -> None:
 def test_another_step_or_policy_is_generated_for_itself(cluster: Any, step: int, policy_version: int) -> None:
     cluster.begin_rollout(3, 3)
     table, _ = cluster.rollout(step, policy_version)
-    assert table == ("write_rollout", step, policy_version, f"requests {step} of {policy_version}")
+    assert table[:4] == ("write_rollout", step, policy_version, f"requests {step} of {policy_version}")
     assert cluster.generations == [(3, 3), (step, policy_version)]
 
 
@@ -276,6 +280,6 @@ class Reference:
 )
 def test_a_step_is_graded_when_its_grading_has_ended_well(cluster: Any, graded: Reference, expected: bool) -> None:
     assert not cluster.has_graded(3, within_s=0)
-    cluster._ahead.begin(3, 3, reward="a reference", graded=graded)
+    cluster._ahead.begin(3, 3, reward="a reference", samples=graded)
     assert cluster.has_graded(3, within_s=0) is expected
     assert cluster.has_begun("reward", 3)  # it is waited for as before

@@ -104,7 +104,10 @@ def test_device_memory_is_the_states_what_is_kept_and_what_is_at_work():
     head = (2 * 1 + 8 * 8) * 50
     assert head < 100 * AT_WORK
     assert device_memory() == 18 * 1000 + 3 * 100 * LAYER + 100 * AT_WORK
-    assert device_memory(trainer__logprob_chunk_tokens=1900) == 18 * 1000 + 3 * 100 * LAYER + (2 * 1900 + 8 * 8) * 50
+    wide = replace(SHAPE, vocabulary=5000)
+    assert device_memory(wide, trainer__logprob_chunk_tokens=90) == 18_000 + 3 * 100 * LAYER + (2 * 90 + 8 * 8) * 5000
+    # No more rows than a micro-batch has.
+    assert device_memory(wide, trainer__logprob_chunk_tokens=999) == 18_000 + 3 * 100 * LAYER + (2 * 100 + 8 * 8) * 5000
     recomputed = device_memory(trainer__gradient_checkpointing=True)
     assert recomputed == 18 * 1000 + 3 * 100 * 2 * 8 + 100 * (LAYER + AT_WORK)
     # Two of three layers: the third is kept, and nothing of it is left when the two recompute.
