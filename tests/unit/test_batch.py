@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from drgrpo.config.overrides import load_config
 from drgrpo.trainer import attention
 from drgrpo.trainer.batch import PackedBatch, Sample, SegmentLayout, pack
 from drgrpo.trainer.layout import KernelLayout
 from drgrpo.trainer.logprobs import LogprobHead, logits_gradient, token_statistics
+from drgrpo.trainer.objective import Objective, StepScale
 from drgrpo.trainer.policy import Policy
 from tests.tiny_model import VOCAB_SIZE, build_tiny_model
 
@@ -156,6 +158,17 @@ def test_the_logits_of_the_last_chunk_are_not_computed_twice(chunk: int, recompu
     assert products.number - forward == 2 * forward + recomputed  # those of hidden states and weight, each chunk
     logprobs.sum().backward()  # by then they are gone
     torch.testing.assert_close(head.weight.grad, first)
+
+
+def test_the_reference_scores_before_logits_of_the_policy_are_kept() -> None:
+    batch, asked = pack(two_groups(), [[0, 1], [2]], device=CPU), []
+
+    def score(of: str) -> Any:
+        return lambda *_: asked.append(of) or (torch.zeros(len(batch.targets), requires_grad=of == "policy"),) * 2
+
+    objective = Objective(load_config({"loss": {"kl_coef": 0.1}}), score("policy"), score("reference"), CPU)
+    objective.loss(two_groups(), batch, [0, 1, 2], old={}, scale=StepScale(3, 6))
+    assert asked == ["reference", "policy"]
 
 
 class VocabularyTensors(TorchDispatchMode):

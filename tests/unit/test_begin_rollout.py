@@ -253,6 +253,15 @@ def test_the_update_is_asked_for_with_the_rollout_where_grading_ends_soon(is_gra
     assert reward.fn(run, "a table", step=3) == "a graded table" and asked[-1] == "update 3"
 
 
+def test_rewards_on_disk_are_not_taken_beside_an_update_that_may_be_of_others() -> None:
+    run: Any = MagicMock()
+    run.table.return_value, run.cluster.score.return_value = "on disk", "of the update"
+    run.cluster.has_begun.side_effect = lambda stage, _: stage == "update"
+    assert reward.fn(run, "a table", step=3) == "of the update"
+    run.cluster.has_begun.side_effect = lambda *_: False
+    assert reward.fn(run, "a table", step=3) == "on disk"
+
+
 def test_a_rollout_from_the_disk_begins_no_update() -> None:
     run: Any = MagicMock()
     run.cluster.has_begun.return_value, run.table.return_value = False, "from the disk"
